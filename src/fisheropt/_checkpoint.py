@@ -1,0 +1,82 @@
+"""Check a saved state against the declared one, and copy it, before an optimizer changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisheropt._options import check_options
+from fisheropt._state import Options, Rule
+
+__all__ = ["Loaded", "checked_state_dict"]
+
+
+class Loaded:
+    """The state of one parameter, checked; opaque, so that torch's own loading passes it through without a cast."""
+
+    def __init__(self, slots: dict[str, Tensor]) -> None:
+        self.slots = slots
+
+
+def checked_state_dict(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    defaults: Options,
+    rule_for: Callable[[torch.Size, Options], Rule],
+    optimizer: str,
+) -> dict[str, Any]:
+    """A state_dict whose per-parameter states are `Loaded`: copies in the layout and on the device of the parameters.
+
+    Args:
+        state_dict: as `torch.optim.Optimizer.state_dict` returns it.
+        groups: the parameter groups of the optimizer that loads.
+        defaults: its defaults; they fill in options that the saved groups lack.
+        rule_for: its declaration of rules.
+        optimizer: its name, for messages.
+
+    Raises:
+        ValueError: another number of groups or parameters, a bad option, or state that is not this optimizer's.
+    """
+    saved_groups = [{**defaults, **group} for group in state_dict["param_groups"]]
+    if len(saved_groups) != len(groups):
+        raise ValueError(f"state_dict has {len(saved_groups)} parameter groups, {optimizer} has {len(groups)}")
+    states = dict(state_dict["state"])
+    for i, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
+        keys, params = saved["params"], group["params"]
+        if len(keys) != len(params):
+            raise ValueError(
+                f"group {i} of state_dict has {len(keys)} parameters, that of {optimizer} has {len(params)}"
+            )
+        known = {name: value for name, value in saved.items() if name in defaults}
+        check_options(known, defaults, optimizer)
+        names = group.get("param_names") or [f"parameter {j} of group {i}" for j in range(len(params))]
+        for key, p, name in zip(keys, params, names, strict=True):
+            if states.get(key):
+                whose = f"the saved state of {name}, of shape {tuple(p.shape)},"
+                states[key] = _checked(states[key], p, saved, rule_for(p.shape, saved), whose, optimizer)
+        check_options(saved, defaults, optimizer)
+    return {**state_dict, "state": states, "param_groups": saved_groups}
+
+
+def _checked(saved: Mapping[str, Any], p: Tensor, options: Options, rule: Rule, whose: str, optimizer: str) -> Loaded:
+    declared = {slot.name: slot for slot in rule.slots}
+    expected = {"step", *declared}
+    required = {"step", *(slot.name for slot in rule.slots if not slot.optional)}
+    if not required <= set(saved) <= expected:
+        hint = ""
+        if "exp_avg_sq" in saved:
+            hint = "; to go on from a torch Adam or AdamW, use fisheropt.from_adamw"
+        raise ValueError(f"{whose} is not that of {optimizer}: it has {sorted(saved)}, not {sorted(expected)}{hint}")
+    slots: dict[str, Tensor] = {}
+    for name, value in saved.items():
+        if name == "step":
+            slots[name] = torch.as_tensor(value).reshape(()).to(p.device, torch.int64, copy=True)
+            continue
+        shape = declared[name].shape(p.shape, options)
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{whose} has {name!r} of shape {tuple(value.shape)}, {optimizer} needs {shape}")
+        slots[name] = declared[name].allocate(p, options).copy_(value)
+    return Loaded(slots)

@@ -1,0 +1,33 @@
+"""How tensors lie in memory, and how to see several of them as flat vectors that walk it together."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["flat", "is_dense", "same_layout"]
+
+
+def is_dense(x: Tensor) -> bool:
+    """True if the elements fill a piece of memory without holes or overlaps, in any order of the dimensions."""
+    if x.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def same_layout(x: Tensor, y: Tensor) -> bool:
+    """True if the dense tensors ``x`` and ``y``, of one shape, have their elements in the same order."""
+    return x.stride() == y.stride() or (x.is_contiguous() and y.is_contiguous())
+
+
+def flat(x: Tensor) -> Tensor:
+    """The elements of ``x`` as a 1-D tensor, in memory order and a view where ``x`` is dense."""
+    if x.is_contiguous():
+        return x.view(-1)
+    return x.as_strided((x.numel(),), (1,)) if is_dense(x) else x.reshape(-1)

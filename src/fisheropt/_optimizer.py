@@ -1,0 +1,251 @@
+"""RuleOptimizer: everything a `torch.optim.Optimizer` owes its users, around a rule for one tensor.
+
+This is the only loop over parameters in the library. It knows groups, closures, gradients that are missing, dtypes,
+memory layouts and checkpoints; it knows nothing of any algorithm.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from fisheropt._checkpoint import Loaded, checked_state_dict
+from fisheropt._layout import flat, is_dense, same_layout
+from fisheropt._options import check_options
+from fisheropt._state import Options, Rule, factored_dims, matrix_view, working_dtype
+from fisheropt.kernels import Implementation, implementation
+
+__all__ = ["ParamsT", "RuleOptimizer"]
+
+
+class RuleOptimizer(Optimizer):
+    """Runs a rule over the tensors of parameter groups. Abstract: a final class declares its options and `rule_for`.
+
+    A rule sees tensors it can take as they are: real, of one precision, and either flat and contiguous or, if it is
+    factored, batches of matrices. The loop arranges for that, and writes back what it had to convert. Every tensor
+    counts its own steps.
+    """
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        check_options(defaults, defaults, type(self).__name__)
+        super().__init__(params, defaults)
+
+    def rule_for(self, shape: torch.Size, options: Options) -> Rule:
+        """The rule for a tensor of this shape under a group's options."""
+        raise NotImplementedError(f"{type(self).__name__} declares no rule")
+
+    # -- groups -------------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, at any time; options it does not name take the optimizer's defaults.
+
+        Raises:
+            ValueError: an option is unknown or out of its range, or a parameter is in a group already.
+            TypeError: a parameter is no tensor, is complex, or is not dense.
+        """
+        groups_before = len(self.param_groups)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_options(group, self.defaults, type(self).__name__)
+            for p in group["params"]:
+                self._check_parameter(p)
+                self._implementation(p, group)
+        except Exception:
+            del self.param_groups[groups_before:]
+            raise
+
+    def _check_parameter(self, p: Tensor) -> None:
+        which = f"a parameter of shape {tuple(p.shape)}"
+        name = type(self).__name__
+        if p.is_complex():
+            raise TypeError(
+                f"{name} does not take complex parameters, got {which} and dtype {p.dtype}; "
+                "optimize the real torch.view_as_real(parameter) instead"
+            )
+        if not p.is_floating_point():
+            raise TypeError(f"{name} takes floating-point parameters, got {which} and dtype {p.dtype}")
+        if p.layout is not torch.strided:
+            raise TypeError(f"{name} takes dense parameters, got {which} and layout {p.layout}")
+        if hasattr(p, "placements"):
+            raise TypeError(
+                f"this version of {name} does not take sharded (DTensor) parameters, got {which}: "
+                "its statistics are of whole tensors, and those of a shard would silently be others"
+            )
+
+    def _implementation(self, p: Tensor, group: Options) -> Implementation:
+        return implementation(self.rule_for(p.shape, group).function, p.device.type, group["backend"])
+
+    def backends(self) -> dict[str, str]:
+        """What runs each parameter: ``{name, or "group.index": backend}``.
+
+        Where a kernel cannot take a tensor, the value says why: ``"eager (numba: ...)"``.
+        """
+        picked: dict[str, str] = {}
+        for i, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [f"{i}.{j}" for j in range(len(group["params"]))]
+            for name, p in zip(names, group["params"], strict=True):
+                shadow = torch.empty_like(p, device="meta", requires_grad=False)  # same dtype, shape and strides
+                chosen = self._implementation(p, group)
+                rule = self.rule_for(p.shape, group)
+                slots = [s.allocate(shadow, group) if s.needed(group) else None for s in rule.slots]
+                reason = chosen.supports(shadow, shadow, slots, group)
+                picked[name] = chosen.backend if reason is None else f"eager ({chosen.backend}: {reason})"
+        return picked
+
+    # -- the step -----------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss; called once, with gradients enabled.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            TypeError: a gradient is sparse. Nothing has been changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        due = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        for _, params in due:
+            self._check_gradients(params)
+        for group, params in due:
+            self._update(params, group)
+        return loss
+
+    def _check_gradients(self, params: Sequence[Tensor]) -> None:
+        for p in params:
+            if p.grad is not None and p.grad.layout is not torch.strided:
+                raise TypeError(
+                    f"{type(self).__name__} does not take sparse gradients, got layout {p.grad.layout} for a parameter "
+                    f"of shape {tuple(p.shape)}; use nn.Embedding(..., sparse=False), or torch.optim.SparseAdam for it"
+                )
+
+    def _update(self, params: Sequence[Tensor], group: Options) -> None:
+        """Step these parameters of one group; all of them have dense gradients."""
+        if not params:
+            return
+        works = [self._prepare(p, group) for p in params]
+        torch._foreach_add_([w.step for w in works], 1)
+        batches: dict[tuple[int, int], list[_Work]] = defaultdict(list)
+        for w in works:
+            if w.p.numel() > 0:
+                batches[id(w.rule), id(w.implementation)].append(w)
+        for batch in batches.values():
+            rule, chosen = batch[0].rule, batch[0].implementation
+            options = {name: group[name] for name in rule.options}
+            if chosen.many is None:
+                for w in batch:
+                    chosen.one(w.p, w.g, w.step, *w.slots, **options)
+            else:
+                chosen.many(*zip(*((w.p, w.g, w.step, *w.slots) for w in batch), strict=True), **options)
+        for w in works:
+            for original, copy in w.write_back:
+                original.copy_(copy)
+
+    def _prepare(self, p: Tensor, group: Options) -> _Work:
+        """The tensors of parameter ``p`` as its rule wants them."""
+        rule = self.rule_for(p.shape, group)
+        chosen = self._implementation(p, group)
+        state = self._state_of(p, rule, group)
+        slots = [state[s.name] if s.needed(group) else None for s in rule.slots]
+        g = p.grad
+        assert g is not None
+        if group["maximize"]:
+            g = -g
+        if chosen.supports(p, g, slots, group) is not None:
+            chosen = implementation(rule.function, p.device.type, "eager")
+        write_back: list[tuple[Tensor, Tensor]] = []
+
+        def taken_back(original: Tensor, copy: Tensor) -> Tensor:
+            write_back.append((original, copy))
+            return copy
+
+        if not chosen.native:
+            precision = working_dtype(p.dtype, group["state_dtype"])
+            if p.dtype != precision:
+                p = taken_back(p, p.to(precision))
+            g = g.to(precision)
+
+        if rule.factored:
+            dims = factored_dims(p.shape, group["min_dim_size_to_factor"])
+            assert dims is not None
+            seen = [None if t is None else s.view(t, dims) for s, t in zip(rule.slots, slots, strict=True)]
+            return _Work(rule, chosen, matrix_view(p, dims), matrix_view(g, dims), state["step"], seen, write_back)
+
+        if not is_dense(p):
+            p = taken_back(p, p.contiguous())
+        if not same_layout(g, p):
+            g = torch.empty_like(p, dtype=g.dtype).copy_(g)
+        for i, slot in enumerate(slots):
+            if slot is not None and not same_layout(slot, p):  # the parameter's layout has changed since
+                slots[i] = taken_back(slot, torch.empty_like(p, dtype=slot.dtype).copy_(slot))
+        seen = [None if slot is None else flat(slot) for slot in slots]
+        return _Work(rule, chosen, flat(p), flat(g), state["step"], seen, write_back)
+
+    def _state_of(self, p: Tensor, rule: Rule, group: Options) -> dict[str, Tensor]:
+        """The state of ``p``. What is missing is allocated: all at its first step, momentum when it is switched on."""
+        state: dict[str, Tensor] = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.int64, device=p.device)
+        for slot in rule.slots:
+            if slot.name not in state and slot.needed(group):
+                state[slot.name] = slot.allocate(p, group)
+        return state
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` saved: bit for bit, in its precision, sharing no memory with the argument.
+
+        Unlike torch's own loading this does not cast state to the dtype of the parameter, so that the float32 state of
+        bfloat16 weights survives, and it checks everything before it changes anything.
+
+        Raises:
+            ValueError: another number of groups or parameters, an option that is unknown or out of its range, or
+                state that is not this optimizer's: other slots or shapes.
+        """
+
+        def check(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            return checked_state_dict(saved, self.param_groups, self.defaults, self.rule_for, type(self).__name__)
+
+        last = self.register_load_state_dict_pre_hook(check)  # after those of the user, which may replace the argument
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "state" in state:
+            slots = {p: s.slots if isinstance(s, Loaded) else s for p, s in state["state"].items()}
+            state = {**state, "state": defaultdict(dict, slots)}
+        super().__setstate__(state)
+
+
+class _Work(NamedTuple):
+    """One tensor ready for its rule."""
+
+    rule: Rule
+    implementation: Implementation
+    p: Tensor
+    g: Tensor
+    step: Tensor
+    slots: list[Tensor | None]
+    write_back: list[tuple[Tensor, Tensor]]

@@ -1,0 +1,127 @@
+"""State declared as data: what a rule keeps for a tensor, how large it is and how it starts.
+
+A `Rule` is a rule function together with its `Slot`s. From these declarations come the initialisation, the check when
+a state_dict is loaded, the memory table and the documentation; nothing about state is written anywhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Options", "Rule", "Slot", "factored_dims", "matrix_view", "needs_momentum", "working_dtype"]
+
+Options = Mapping[str, Any]
+"""The options of a parameter group, as in ``optimizer.param_groups[i]``."""
+
+
+def working_dtype(dtype: torch.dtype, state_dtype: torch.dtype | None) -> torch.dtype:
+    """The precision a rule runs in, and keeps its state in, for a parameter of ``dtype``: at least float32."""
+    widened = torch.promote_types(dtype, torch.float32)
+    return widened if state_dtype is None else torch.promote_types(widened, state_dtype)
+
+
+@cache
+def factored_dims(shape: torch.Size, min_dim_size_to_factor: int) -> tuple[int, int] | None:
+    """The (row, column) dimensions a tensor is factored over, or None where it keeps one number per element (SPEC D10).
+
+    They are the two largest dimensions, the later ones among equals; the earlier of the two is the row dimension.
+    """
+    if len(shape) < 2:
+        return None
+    second, largest = sorted(range(len(shape)), key=lambda d: (shape[d], d))[-2:]
+    if shape[second] < min_dim_size_to_factor:
+        return None
+    return min(second, largest), max(second, largest)
+
+
+def matrix_view(x: Tensor, dims: tuple[int, int]) -> Tensor:
+    """``x`` seen as a batch of matrices ``(..., n, k)``, the factored dimensions last. A view."""
+    return x.movedim(dims, (-2, -1))
+
+
+def needs_momentum(options: Options) -> bool:
+    """True if the group's options keep a momentum at all."""
+    return bool(options["betas"][0] > 0.0 and options.get("momentum", True))
+
+
+def _always(options: Options) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor of state per parameter.
+
+    Attributes:
+        name: the paper's letter; the rule's argument and the key in ``optimizer.state[p]``.
+        doc: one line for people.
+        init: the value every element starts from.
+        summed_over: the factored dimension that is summed away: ``"columns"`` leaves a number per row, ``"rows"`` a
+            number per column, None a number per element in the memory layout of the parameter.
+        needed: ``needed(group options)``; a slot that is not needed is not allocated and reaches the rule as None.
+    """
+
+    name: str
+    doc: str
+    init: float = 0.0
+    summed_over: Literal["rows", "columns"] | None = None
+    needed: Callable[[Options], bool] = _always
+
+    @property
+    def optional(self) -> bool:
+        return self.needed is not _always
+
+    def shape(self, shape: torch.Size, options: Options) -> tuple[int, ...]:
+        """The slot's shape for a parameter of ``shape``."""
+        if self.summed_over is None:
+            return tuple(shape)
+        row, column = self._dims(shape, options)
+        gone = column if self.summed_over == "columns" else row
+        return tuple(size for d, size in enumerate(shape) if d != gone)
+
+    def view(self, x: Tensor, dims: tuple[int, int]) -> Tensor:
+        """The slot as a factored rule sees it: ``(..., n, k)``, ``(..., n)`` or ``(..., k)``."""
+        if self.summed_over is None:
+            return matrix_view(x, dims)
+        row, column = dims
+        return x.movedim(row if self.summed_over == "columns" else column - 1, -1)
+
+    def allocate(self, p: Tensor, options: Options) -> Tensor:
+        """The slot of parameter ``p`` at the start."""
+        dtype = working_dtype(p.dtype, options["state_dtype"])
+        if self.summed_over is None:
+            return torch.full_like(p, self.init, dtype=dtype, requires_grad=False)
+        return torch.full(self.shape(p.shape, options), self.init, dtype=dtype, device=p.device)
+
+    def _dims(self, shape: torch.Size, options: Options) -> tuple[int, int]:
+        dims = factored_dims(shape, options["min_dim_size_to_factor"])
+        assert dims is not None, "a rule with factored slots was chosen for a tensor that is not factored"
+        return dims
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule function with what it keeps.
+
+    Attributes:
+        function: ``function(p, g, step, *slots, **options)``: changes p and its slots in place, never g.
+        slots: in the order of the function's arguments.
+        factored: the function sees matrices ``(..., n, k)`` instead of flat vectors.
+        options: names of the group options the function takes; read off its signature.
+    """
+
+    function: Callable[..., None]
+    slots: tuple[Slot, ...]
+    factored: bool = False
+    options: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.function).parameters.values()
+        object.__setattr__(self, "options", tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
