@@ -68,9 +68,7 @@ def test_the_other_dimensions_batch(shape, batch):
     for _ in range(3):
         g = rng.standard_normal(shape)
         p, state = fadafactor(p, g, state, **options)
-        alone = [
-            fadafactor(q, h, s, **options) for (q, s), h in zip(alone, np.moveaxis(g, batch, 0), strict=True)
-        ]
+        alone = [fadafactor(q, h, s, **options) for (q, s), h in zip(alone, np.moveaxis(g, batch, 0), strict=True)]
     for slice_, (q, _) in zip(np.moveaxis(p, batch, 0), alone, strict=True):
         np.testing.assert_allclose(slice_, q, rtol=1e-14)
 

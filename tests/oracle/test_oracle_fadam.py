@@ -48,9 +48,7 @@ def test_gradient_and_decay_are_clipped_apart_and_before_the_momentum():
     # f = g^2 and eps = 0 make gbar = 1/g = [7, 17] with rms 13 and gw = p/g^2 = [49, 119] with rms 91.
     g = np.array([1 / 7, 1 / 17])
     p = np.array([1.0, 7 / 17])
-    new, state = fadam(
-        p, g, lr=1.0, betas=(0.75, 0.9), eps=0.0, weight_decay=0.5, eps2=None, clip=2.0, rho=1.0
-    )
+    new, state = fadam(p, g, lr=1.0, betas=(0.75, 0.9), eps=0.0, weight_decay=0.5, eps2=None, clip=2.0, rho=1.0)
     assert state["m"] == exact("7/26", "17/26")  # 1/4 of gbar 2/13
     # p - (m + gw 2/91 / 2) = p - (7/26 + 49/91), p - (17/26 + 119/91)
     assert new == pytest.approx([1 - 7 / 26 - 49 / 91, 7 / 17 - 17 / 26 - 119 / 91], rel=1e-14)

@@ -25,8 +25,6 @@ def test_every_rule_has_an_oracle_of_the_same_name():
     assert names == {"fadam", "fadafactor", "adam", "adafactor", "naturaladam"}
     for path in ORACLES:
         functions = {
-            node.name
-            for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.FunctionDef)
+            node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
         }
         assert path.stem in functions

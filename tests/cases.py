@@ -1,0 +1,276 @@
+"""The one table of what is tested: optimizers, their backends, hyper-parameters, shapes, gradient scales, dtypes.
+
+A new optimizer gets every test of rules/, contract/ and properties/ by one `OptimizerInfo`, a new kernel by being
+available. What is not run is data too, with the reason.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.oracle.adafactor import adafactor
+from tests.oracle.adam import adam
+from tests.oracle.fadafactor import factored_dims, fadafactor
+from tests.oracle.fadam import fadam
+from tests.oracle.naturaladam import naturaladam
+
+from fisheropt import FAdafactor, FAdam
+from fisheropt.baselines import Adafactor, Adam, NaturalAdam
+from fisheropt.kernels import BACKENDS, BackendUnavailableError
+
+SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4)
+CLIPS = (0.5, 1.0, 2.0, 10.0, None)
+RHOS = (0.3, 0.5, 0.7, 1.0)
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+SHAPES = ((), (1,), (7,), (5, 3), (5, 2, 3), (3, 5, 2, 4))
+MATRICES = ((3, 5), (3, 4, 3))  # the second has a choice of dimensions to factor over
+LONG = (1024 * 33 + 7,)
+WIDE = (130, 257)  # more than 1024 * 32 elements, and large enough to be factored by default
+
+
+@dataclass(frozen=True)
+class OptimizerInfo:
+    """What the tests know about an optimizer, and nothing that could be read off its source.
+
+    Attributes:
+        cls: the class.
+        oracle: ``oracle(p, g, state, **options) -> (p, state)``.
+        whole: the slot that holds the second moment of a tensor that is not factored.
+        factors: large tensors keep R and C in place of it.
+        bound: the option that bounds a step.
+        wrong: options that must be refused, beside the common ones.
+        variations: the hyper-parameters its rule is compared under.
+    """
+
+    cls: type[torch.optim.Optimizer]
+    oracle: Callable[..., Any]
+    whole: str = "f"
+    factors: bool = False
+    bound: str = "clip"
+    wrong: tuple[Mapping[str, Any], ...] = ()
+    variations: tuple[dict[str, Any], ...] = field(default=({},), repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.cls.__name__
+
+    @property
+    def small(self) -> dict[str, int]:
+        """Options under which small tensors are factored, so that a test of a few numbers meets that code."""
+        return {"min_dim_size_to_factor": 2} if self.factors else {}
+
+    def make(self, params: Any, **options: Any) -> Any:
+        """The optimizer, eager unless told otherwise: what is on another backend says so."""
+        return self.cls(params, **{"backend": "eager", **options})
+
+    def slots(self, shape: tuple[int, ...], **options: Any) -> set[str]:
+        """The names of what the state of a tensor holds beside its step."""
+        size = options.get("min_dim_size_to_factor", 128)
+        second = {"R", "C"} if self.factors and factored_dims(shape, size) else {self.whole}
+        momentum = options.get("betas", (0.9, 0.999))[0] > 0 and options.get("momentum", True)
+        return second | ({"m"} if momentum else set())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _product(**axes: Any) -> tuple[dict[str, Any], ...]:
+    return tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+
+
+FISHER = (
+    *_product(clip=CLIPS, rho=RHOS, weight_decay=(0.1,)),
+    {"weight_decay": 0.0},
+    {"weight_decay": 0.1, "eps2": None},
+    {"weight_decay": 0.1, "eps2": 3.0, "eps": 0.5, "rho": 0.7},
+    {"weight_decay": 0.1, "eps": 0.0},
+    {"weight_decay": 0.1, "betas": (0.0, 0.999)},
+    {"weight_decay": 0.1, "betas": (0.5, 0.0)},
+    {"weight_decay": 0.1, "betas": (0.99, 0.5), "rho": 0.3},
+)
+FACTORED = ({"momentum": False}, {"min_dim_size_to_factor": 4, "weight_decay": 0.0})
+
+NOT_BELOW_ZERO = tuple({name: value} for name in ("lr", "eps", "weight_decay") for value in (-1.0, np.nan, np.inf))
+BETAS = tuple({"betas": value} for value in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, np.nan), (0.9, 1.5)))
+COMMON_WRONG = (*NOT_BELOW_ZERO, *BETAS, {"backend": "abacus"}, {"state_dtype": torch.int32})
+NO_CLIP = ({"clip": 0.0}, {"clip": -1.0}, {"clip": np.nan})
+
+OPTIMIZERS = (
+    OptimizerInfo(
+        FAdam,
+        fadam,
+        wrong=(*NO_CLIP, {"rho": 0.0}, {"rho": -0.5}, {"rho": np.nan}, {"eps2": -0.01}, {"eps2": np.nan}),
+        variations=FISHER,
+    ),
+    OptimizerInfo(
+        FAdafactor,
+        fadafactor,
+        factors=True,
+        wrong=(*NO_CLIP, {"rho": 0.0}, {"eps2": -0.01}, {"min_dim_size_to_factor": 0}),
+        variations=(*FISHER, *FACTORED),
+    ),
+    OptimizerInfo(
+        Adam,
+        adam,
+        wrong=NO_CLIP,
+        variations=(
+            *_product(clip=CLIPS, weight_decay=(0.0, 0.1)),
+            {"betas": (0.0, 0.999)},
+            {"betas": (0.5, 0.0)},
+            {"betas": (0.99, 0.5), "eps": 0.5},
+        ),
+    ),
+    OptimizerInfo(
+        Adafactor,
+        adafactor,
+        factors=True,
+        wrong=(*NO_CLIP, {"min_dim_size_to_factor": 0}),
+        variations=(
+            *_product(clip=CLIPS, weight_decay=(0.0, 1e-3)),
+            {"betas": (0.0, 0.999)},
+            {"betas": (0.5, 0.0)},
+            {"betas": (0.99, 0.5), "eps": 0.5},
+            *FACTORED,
+        ),
+    ),
+    OptimizerInfo(
+        NaturalAdam,
+        naturaladam,
+        whole="s",
+        bound="max_norm",
+        wrong=({"max_norm": 0.0}, {"max_norm": np.nan}, {"eps_decay": -1.0}),
+        variations=(
+            *_product(max_norm=(0.5, 1.0, 10.0, None), weight_decay=(0.0, 0.1)),
+            {"betas": (0.0, 0.999)},
+            {"betas": (0.5, 0.0), "eps_decay": 0.0},
+            {"betas": (0.99, 0.5), "eps": 0.5, "eps_decay": 0.3},
+        ),
+    ),
+)
+INFO = {info.name: info for info in OPTIMIZERS}
+
+
+SLOW = {"compile": "each dtype, rank and set of options compiles for seconds; rules/test_compile.py runs a few"}
+"""Backends that the whole table would be too slow for -> why, and where they are tested instead."""
+
+
+def _has(info: OptimizerInfo, backend: str) -> bool:
+    """Whether this machine and this rule have the backend: so a new kernel meets every test unasked."""
+    try:
+        info.make([torch.zeros(1)], backend=backend)
+    except BackendUnavailableError:
+        return False
+    return True
+
+
+def _described(options: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}".replace(" ", "") for name, value in options.items()) or "defaults"
+
+
+RULES = tuple(
+    (info, backend)
+    for info in OPTIMIZERS
+    for backend in BACKENDS
+    if backend != "auto" and backend not in SLOW and _has(info, backend)
+)
+
+each_optimizer = pytest.mark.parametrize("info", OPTIMIZERS, ids=str)
+each_rule = pytest.mark.parametrize(
+    ("info", "backend"), [pytest.param(info, backend, id=f"{info}-{backend}") for info, backend in RULES]
+)
+each_variation = pytest.mark.parametrize(
+    ("info", "backend", "variation"),
+    [
+        pytest.param(info, backend, options, id=f"{info}-{backend}-{_described(options)}")
+        for info, backend in RULES
+        for options in info.variations
+    ],
+)
+each_exact_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+# -- numbers to run them on --------------------------------------------------------------------------------------------
+
+
+def gradients(shape: tuple[int, ...], *, scale: float, steps: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """``steps`` gradients of either sign, whose sizes span three orders of magnitude around ``scale``.
+
+    Log-normal and not normal: an element near zero would, in the first step, be one whose metric is near zero, and
+    without a clip its decay would drown the rest of the tensor, mistakes included.
+    """
+    generator = torch.Generator().manual_seed(1000 + seed)
+    size = torch.empty((steps, *shape), dtype=torch.float64).log_normal_(0.0, 1.0, generator=generator)
+    sign = torch.randint(0, 2, size.shape, generator=generator) * 2 - 1
+    return (scale * size * sign).to(dtype)
+
+
+def parameter(shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """A parameter with elements of the order of one."""
+    generator = torch.Generator().manual_seed(2000 + seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+
+
+def learning_rate(options: Mapping[str, Any], scale: float) -> float:
+    """A learning rate under which 20 steps move a parameter by about its own size, whatever the gradient's scale.
+
+    Where nothing bounds a step or the decay, they go with a power of the scale: a fixed rate would be a test
+    of nothing at one end and leave float32 at the other.
+    """
+    unbounded = options.get("clip", 1.0) is None
+    if unbounded and "rho" in options:
+        return 1e-3 * scale ** (2 * options["rho"] - 1) * min(1.0, scale)
+    if "max_norm" in options and options["weight_decay"]:  # NaturalAdam's decay is never clipped
+        return 1e-2 * min(1.0, scale)
+    return 1e-2
+
+
+def train(optimizer: torch.optim.Optimizer, grads: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    """One step per row of ``grads``: parameter -> (steps, *shape)."""
+    for rows in zip(*(grad.unbind(0) for grad in grads.values()), strict=True):
+        for p, g in zip(grads, rows, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+
+
+def oracle_run(
+    info: OptimizerInfo, p: torch.Tensor, grads: torch.Tensor, oracle: Callable[..., Any] | None = None, **options: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Where the oracle (or another one) takes ``p``, from exactly the numbers the library gets."""
+    if not options.pop("momentum", True):
+        options["betas"] = (0.0, options.get("betas", (0.9, 0.999))[1])
+    value, state = p.detach().double().numpy(), None
+    for g in grads.double().numpy():
+        value, state = (oracle or info.oracle)(value, g, state, **options)
+    return value, state
+
+
+def relative_error(actual: torch.Tensor, expected: np.ndarray) -> float:
+    """Largest error over largest reference, per tensor; 0 for two tensors of zeros, inf for a NaN or another shape."""
+    if tuple(actual.shape) != expected.shape:
+        return float("inf")
+    error = np.max(np.abs(actual.detach().double().numpy() - expected), initial=0.0)
+    if not np.isfinite(error):
+        return float("inf")
+    return 0.0 if error == 0.0 else float(error / max(np.max(np.abs(expected), initial=0.0), np.finfo(float).tiny))
+
+
+def snapshot(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Every number the optimizer has: parameters, then state by name, as copies."""
+    tensors = []
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            tensors.append(p.detach().clone())
+            tensors.extend(value.detach().clone() for _, value in sorted(optimizer.state.get(p, {}).items()))
+    return tensors
+
+
+def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    """Equal dtypes, shapes and values in every tensor, and as many tensors. NaN is never the same."""
+    return len(left) == len(right) and all(
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )

@@ -1,0 +1,23 @@
+"""What every test can count on: one thread (xdist gives each core a process), no leftover compiler state, no chance."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("fisheropt", derandomize=True, database=None, deadline=None, max_examples=40)
+hypothesis.settings.load_profile("fisheropt")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """For tests that count compilations: nothing compiled before, nothing left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
