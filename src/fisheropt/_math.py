@@ -41,12 +41,12 @@ _SERIAL = 32768  # torch's grain size: an elementwise kernel runs on one thread 
 # -- scalars that depend on the step ----------------------------------------------------------------------------------
 
 
-def bias_correction(beta: float, step: Tensor) -> Tensor:
+def bias_correction(beta: float | Tensor, step: Tensor) -> Tensor:
     """``1 - beta^t`` in float64. ``step``: 0-d tensor, t >= 1. Returns a 0-d tensor."""
     return 1.0 - torch.pow(beta, step.double())
 
 
-def debiased(beta: float, step: Tensor) -> tuple[Tensor, Tensor]:
+def debiased(beta: float | Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """``(bhat, 1 - bhat)`` with ``bhat = beta (1 - beta^(t-1)) / (1 - beta^t)`` (FAdam, Algorithm 1, line 6).
 
     An average with decay ``bhat`` equals the bias-corrected average with decay ``beta``. Both numbers are formed on
@@ -96,10 +96,12 @@ def l2_norm(x: Tensor) -> Tensor:
     The elements are divided by the largest of them, so that neither squares nor sums leave the range, and summed in
     rows of fixed length, so that the result does not depend on how many threads there are.
     """
+    if torch.compiler.is_compiling():  # fused into one pass: nothing is gained by a detour, and no copy is made
+        return x.double().square().sum().sqrt()
     if x.numel() == 0:
         return torch.zeros((), dtype=torch.float64, device=x.device)
     x = flat(x)
-    largest = torch.linalg.vector_norm(x, math.inf)
+    largest: Tensor = torch.linalg.vector_norm(x, math.inf)
     x = x / largest.masked_fill(largest == 0, 1.0)
     rows = x.numel() // _ROW
     norms = torch.linalg.vector_norm(x[: rows * _ROW].view(rows, _ROW), dim=1)

@@ -106,6 +106,8 @@ class RuleOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # Inside somebody's compiled training step this runs as it is; backend="compile" compiles the rule.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of every parameter that has a gradient.
@@ -129,6 +131,17 @@ class RuleOptimizer(Optimizer):
         for group, params in due:
             self._update(params, group)
         return loss
+
+    @torch.no_grad()
+    def step_tensor(self, p: Tensor, group: dict[str, Any]) -> None:
+        """One step of the single parameter ``p`` of ``group``; without a gradient it is left alone. Runs no step hooks.
+
+        Raises:
+            TypeError: its gradient is sparse.
+        """
+        if p.grad is not None:
+            self._check_gradients([p])
+            self._update([p], group)
 
     def _check_gradients(self, params: Sequence[Tensor]) -> None:
         for p in params:

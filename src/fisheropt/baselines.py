@@ -71,8 +71,8 @@ def adam(
 ) -> None:
     """Adam as in arXiv:2405.12807, Algorithm 3: one step of one tensor, in place."""
     beta1, beta2 = betas
-    mhat = g if m is None else m.mul_(beta1).add_(g, alpha=1 - beta1) / bias_correction(beta1, step)
-    f.mul_(beta2).add_(square(g), alpha=1 - beta2)
+    mhat = g if m is None else m.mul_(beta1).add_(g * (1 - beta1)) / bias_correction(beta1, step)
+    f.mul_(beta2).add_(square(g).mul_(1 - beta2))
     d = (f / bias_correction(beta2, step)).sqrt_().add_(eps)
     u = clip_by_rms(quotient(mhat, d), clip)
     p.sub_(u.add_(p, alpha=weight_decay).mul_(lr))
@@ -131,7 +131,7 @@ def _adafactor_descent(
     weight_decay: float,
 ) -> None:
     u = clip_by_rms(quotient(g, f.sqrt()), clip).mul_(lr)
-    m = u if m is None else m.mul_(beta1).add_(u, alpha=1 - beta1)
+    m = u if m is None else m.mul_(beta1).add_(u.mul_(1 - beta1))
     p.sub_(m.add(p, alpha=weight_decay))
 
 
@@ -151,8 +151,8 @@ def naturaladam(
 ) -> None:
     """NaturalAdam: one step of one tensor, in place."""
     beta1, beta2 = betas
-    mhat = g if m is None else m.mul_(beta1).add_(g, alpha=1 - beta1) / bias_correction(beta1, step)
-    s.mul_(beta2).add_(square(g), alpha=1 - beta2)
+    mhat = g if m is None else m.mul_(beta1).add_(g * (1 - beta1)) / bias_correction(beta1, step)
+    s.mul_(beta2).add_(square(g).mul_(1 - beta2))
     d = (s / bias_correction(beta2, step)).sqrt_().add_(eps / (1 + eps_decay * step.double()))
     u = clip_by_norm(quotient(mhat, d), max_norm)
     p.sub_(u.add_(quotient(p, d), alpha=weight_decay).mul_(lr))

@@ -94,7 +94,7 @@ def natural_descent(
     ehat = eps if eps2 is None else rms(g).mul_(eps2).clamp_(max=eps)  # line 8
     d = power(f, rho).add_(ehat ** (2 * rho))  # the metric of lines 9 and 12
     gbar = clip_by_rms(quotient(g, d), clip)  # lines 9 and 10, deviations 3 and 4
-    m = gbar if m is None else m.mul_(beta1).add_(gbar, alpha=1 - beta1)  # line 11
+    m = gbar if m is None else m.mul_(beta1).add_(gbar.mul_(1 - beta1))  # line 11
     if weight_decay == 0:
         p.sub_(m * lr)  # line 14
     else:

@@ -7,26 +7,30 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = ["compiled"]
 
-_VARIANTS = 64  # dtypes, momentum or not, clip or not, 0- and 1-sized dimensions: each is a graph of its own
+_VARIANTS = 64  # dtypes, momentum or none, clip or none, one element or more: each is a graph of its own
 
 
 def compiled(rule: Callable[..., None]) -> Callable[..., None]:
-    """``rule`` compiled once for all sizes, steps and learning rates.
+    """``rule`` compiled once for all sizes, steps, learning rates and betas.
 
-    The learning rate is passed as a tensor: as a number it would be part of the graph, and every change of a schedule
-    a recompilation. Sizes are symbolic. torch gives up on a function after eight graphs, which the variants of a rule
-    can exceed; the limit is raised for the calls made from here.
+    What a schedule may change at every step, the learning rate and the betas, goes in as tensors: as numbers they
+    would be part of the graph, and every step a recompilation. The other options are numbers and part of it. Sizes are
+    symbolic. torch stops compiling a function after eight graphs, which the variants of a rule can exceed; the limit
+    is raised for the calls made from here.
     """
     graph = torch.compile(rule, dynamic=True, fullgraph=True)
 
     @wraps(rule)
-    def run(*tensors: Any, lr: float | torch.Tensor, **options: Any) -> None:
-        if not isinstance(lr, torch.Tensor):
-            lr = torch.tensor(lr, dtype=torch.float64)
-        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
-            graph(*tensors, lr=lr, **options)
+    def run(*tensors: Tensor | None, lr: float | Tensor, betas: tuple[float, float], **options: Any) -> None:
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS, specialize_float=True):
+            graph(*tensors, lr=_scalar(lr), betas=tuple(map(_scalar, betas)), **options)
 
     return run
+
+
+def _scalar(x: float | Tensor) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
