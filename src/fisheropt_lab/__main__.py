@@ -1,0 +1,5 @@
+"""`python -m fisheropt_lab` is the command `fisheropt`."""
+
+from fisheropt_lab.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Models the lab trains, one per file, with the shapes on the lines."""

@@ -1,0 +1,79 @@
+"""Everything a run folder knows, in one value: what results.json holds and what table, plot and report are made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fisheropt_lab.files import read_json
+from fisheropt_lab.record import Record
+from fisheropt_lab.run_folder import RunFolder
+from fisheropt_lab.selection import best_lrs
+from fisheropt_lab.spec import Spec
+from fisheropt_lab.summary import Row, Spread, summarise
+from fisheropt_lab.tasks import TASKS, Unit
+from fisheropt_lab.timing import StepTime
+from fisheropt_lab.verdict import verdict
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished comparison."""
+
+    spec: Spec
+    manifest: dict[str, Any]  # run.json
+    timing: dict[str, Any]  # timing.json
+    records: list[Record]
+    test_losses: dict[str, float]  # by trial id
+    rows: list[Row]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return TASKS[self.spec.task].units
+
+    @property
+    def verdict(self) -> list[str]:
+        return verdict(self.spec, self.rows, self.units[0].name)
+
+    def to_json(self) -> dict[str, Any]:
+        """What results.json holds: the table and all it is computed from."""
+        return {
+            "verdict": self.verdict,
+            "summary": [self._row_json(row) for row in self.rows],
+            **self.manifest,
+            **self.timing,
+            "test_losses": self.test_losses,
+            "trials": [record.to_json() for record in self.records],
+        }
+
+    def _row_json(self, row: Row) -> dict[str, Any]:
+        return asdict(row) | {
+            "validation": self._spread_json(row.validation),
+            "test": self._spread_json(row.test),
+            "steps_to_baseline": row.reach and {"median": row.reach.median, "per_seed": list(row.reach.steps)},
+        }
+
+    def _spread_json(self, spread: Spread | None) -> dict[str, Any] | None:
+        if spread is None:
+            return None
+        return {
+            unit.name: {
+                "mean": spread.mean * unit.per_loss,
+                "std": None if spread.std is None else spread.std * unit.per_loss,
+                "min": spread.low * unit.per_loss,
+                "max": spread.high * unit.per_loss,
+                "per_seed": [value * unit.per_loss for value in spread.values],
+            }
+            for unit in self.units
+        }
+
+
+def load_outcome(folder: RunFolder) -> Outcome:
+    """Aggregate the files of a finished run."""
+    manifest, timing, spec = read_json(folder.manifest), read_json(folder.timing), folder.spec()
+    search = folder.records(spec.search_trials())
+    repeats = folder.records(spec.repeat_trials(best_lrs(spec, search)))
+    records = search + repeats
+    test_losses = {record.trial.id: loss for record in records if (loss := folder.test_loss(record.trial)) is not None}
+    step_times = {name: StepTime.from_json(value) for name, value in timing["step_times"].items()}
+    return Outcome(spec, manifest, timing, records, test_losses, summarise(spec, records, test_losses, step_times))

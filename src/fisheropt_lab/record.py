@@ -1,0 +1,50 @@
+"""What one trial leaves behind: a JSON file of its own. It knows nothing of the test split."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fisheropt_lab.spec import Trial
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The validation loss after `step` updates and `seconds` of training."""
+
+    step: int
+    seconds: float
+    loss: float
+
+
+@dataclass
+class Record:
+    """Grows while the trial runs; `validation_loss` stays None if it diverges."""
+
+    trial: Trial
+    train_loss: list[float] = field(default_factory=list)  # per step, of that step's batch before the update
+    train_seconds: list[float] = field(default_factory=list)  # cumulative after each step, evaluations left out
+    optimizer_ms: list[float] = field(default_factory=list)  # per step, the optimizer's own part
+    evaluations: list[Evaluation] = field(default_factory=list)  # of the validation split
+    validation_loss: float | None = None  # at the end of training
+    diverged_at_step: int | None = None  # the first step whose loss was not finite
+    parameters: int = 0  # of the model
+    state_bytes: int = 0  # of the optimizer
+    backends: dict[str, int] = field(default_factory=dict)  # backend -> number of parameter tensors
+    resumed_at_steps: list[int] = field(default_factory=list)  # where an interrupted run went on
+    finished: str = ""  # UTC
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, evaluations left out."""
+        return self.train_seconds[-1] if self.train_seconds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Record:
+        """The inverse of `to_json`."""
+        evaluations = [Evaluation(**evaluation) for evaluation in value["evaluations"]]
+        return cls(**(value | {"trial": Trial(**value["trial"]), "evaluations": evaluations}))

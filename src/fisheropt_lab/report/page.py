@@ -1,0 +1,64 @@
+"""report.html: the whole comparison on one page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import math
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fisheropt_lab.optimizers import CONTENDERS
+from fisheropt_lab.outcome import Outcome
+from fisheropt_lab.report.table import columns, footnotes
+from fisheropt_lab.spec import Spec
+
+
+def render_page(outcome: Outcome, picture: Path) -> str:
+    """HTML with the picture inlined."""
+    environment = Environment(
+        loader=PackageLoader("fisheropt_lab.report", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        title=" against ".join(row.label for row in outcome.rows),
+        outcome=outcome,
+        spec=outcome.spec,
+        manifest=outcome.manifest,
+        columns=columns(outcome),
+        footnotes=footnotes(outcome),
+        protocol=protocol(outcome.spec, outcome.manifest["task_protocol"]),
+        contenders=[(CONTENDERS[name], outcome.spec.lrs[name]) for name in outcome.spec.optimizers],
+        picture=base64.b64encode(picture.read_bytes()).decode("ascii"),
+    )
+
+
+def protocol(spec: Spec, task_protocol: list[str]) -> list[str]:
+    """How the numbers came about, a sentence each: first the task's own, then what all tasks share."""
+    points = len(spec.lrs[spec.baseline])
+    spacing = f", a factor {_factor(spec):g} apart" if points > 1 else ""
+    repeats = (
+        f"is trained again on seeds {', '.join(map(str, spec.seeds[1:]))}" if len(spec.seeds) > 1 else "is the result"
+    )
+    return [
+        *task_protocol,
+        f"Each trial runs {spec.steps} steps: the learning rate is warmed up linearly over {spec.warmup} steps and "
+        f"then follows a cosine to zero; the gradient's global norm is clipped at {spec.grad_clip:g}, "
+        "for every optimizer.",
+        f"Equal budget: every optimizer gets {points} learning rates{spacing}, each trained on seed {spec.seeds[0]}; "
+        f"the one with the lowest final validation loss {repeats}.",
+        "A seed fixes the initial weights and the order of the batches; both are the same for every optimizer.",
+        "The test split is read once per chosen trial, after all choices are made. The means over seeds include the "
+        "seed the learning rate was chosen on, so validation losses are slightly optimistic, for all optimizers alike.",
+        "Step times come from a separate phase in which the optimizers take turns on the same model. The time axis of "
+        "the plot is that of the trials themselves and suffers from whatever else the machine was doing.",
+    ]
+
+
+def _factor(spec: Spec) -> float:
+    """The mean ratio of neighbouring learning rates of the baseline."""
+    lrs = sorted(spec.lrs[spec.baseline])
+    return round(math.exp(math.log(lrs[-1] / lrs[0]) / (len(lrs) - 1)), 3)

@@ -1,0 +1,118 @@
+"""The table, once as columns of text, and from these for the terminal, for Markdown and for the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from fisheropt_lab.outcome import Outcome
+from fisheropt_lab.summary import Reach, Row, Spread
+from fisheropt_lab.tasks import Unit
+
+NOTHING = "-"  # a number that does not exist, because trials diverged
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading in two parts, and a cell per optimizer."""
+
+    what: str
+    unit: str
+    cells: tuple[str, ...]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.what} ({self.unit})" if self.unit else self.what
+
+
+def columns(outcome: Outcome) -> list[Column]:
+    """Every column, cells in the order of the rows."""
+    rows, units = outcome.rows, outcome.units
+    seeds = len(outcome.spec.seeds)
+
+    def column(what: str, unit: str, cells: list[str]) -> Column:
+        return Column(what, unit, tuple(cells))
+
+    return [
+        column("Optimizer", "", [row.label for row in rows]),
+        column("Best lr", "", [_lr(row) for row in rows]),
+        *(column("Validation", unit.name, [_loss(row.validation, row, unit) for row in rows]) for unit in units),
+        *(column("Test", unit.name, [_loss(row.test, row, unit) for row in rows]) for unit in units),
+        column(f"To {rows[0].label}'s best", "steps", [_reach(row.reach, seeds) for row in rows]),
+        column("Optimizer step", "ms", [f"{r.step_time.optimizer_ms:.2f}" if r.step_time else NOTHING for r in rows]),
+        column("Training step", "ms", [f"{r.step_time.training_ms:.1f}" if r.step_time else NOTHING for r in rows]),
+        column("State", "bytes/param", [_bytes(row) for row in rows]),
+    ]
+
+
+def footnotes(outcome: Outcome) -> list[str]:
+    """What the table needs to be read right."""
+    spec, rows = outcome.spec, outcome.rows
+    seeds = len(spec.seeds)
+    notes = [
+        f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed, so no spread",
+        f"learning rate chosen on seed {spec.seeds[0]} by validation loss alone",
+        f"steps: median over seeds until the first evaluation at or below {rows[0].label}'s best validation loss of "
+        f"that seed, evaluated every {spec.eval_every} of {spec.steps} steps",
+        "times: medians, optimizers taking turns",
+    ]
+    if any(row.edge for row in rows):
+        notes.append("* the best learning rate is at the edge of the grid")
+    notes += [f"{row.label}: {row.diverged} of {row.trials} trials diverged" for row in rows if row.diverged]
+    return notes
+
+
+def markdown_table(outcome: Outcome) -> str:
+    """The table and its footnotes in Markdown."""
+    cols = columns(outcome)
+    lines = [
+        "| " + " | ".join(column.heading for column in cols) + " |",
+        "|" + "|".join([" :-- "] + [" --: "] * (len(cols) - 1)) + "|",
+        *("| " + " | ".join(column.cells[i] for column in cols) + " |" for i in range(len(outcome.rows))),
+    ]
+    return "\n".join([*lines, "", "; ".join(footnotes(outcome)).replace("*", "\\*") + "."])
+
+
+def terminal_table(outcome: Outcome) -> Table:
+    """The table for a terminal; columns that differ by their unit only are stacked to save width."""
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, caption="; ".join(footnotes(outcome)) + ".", caption_justify="left"
+    )
+    stacks: dict[str, list[Column]] = {}
+    for column in columns(outcome):
+        stacks.setdefault(column.what, []).append(column)
+    for what, stack in stacks.items():
+        heading = "\n".join([what, *(column.unit for column in stack if column.unit)])
+        table.add_column(heading, justify="left" if what == "Optimizer" else "right")
+    for i in range(len(outcome.rows)):
+        table.add_row(*("\n".join(column.cells[i] for column in stack) for stack in stacks.values()))
+    return table
+
+
+def _lr(row: Row) -> str:
+    if row.best_lr is None:
+        return NOTHING
+    return f"{row.best_lr:g}" + (" *" if row.edge else "")
+
+
+def _loss(spread: Spread | None, row: Row, unit: Unit) -> str:
+    if spread is None:
+        return "diverged" if row.diverged else NOTHING
+    mean = f"{spread.mean * unit.per_loss:.4f}"
+    return mean if spread.std is None else f"{mean} ± {spread.std * unit.per_loss:.4f}"
+
+
+def _reach(reach: Reach | None, seeds: int) -> str:
+    if reach is None:
+        return NOTHING
+    if reach.reached == 0:
+        return "not reached"
+    if reach.median is None:
+        return f"in {reach.reached} of {seeds} seeds"
+    return f"{reach.median:g}" + (f" ({reach.reached} of {seeds} seeds)" if reach.reached < seeds else "")
+
+
+def _bytes(row: Row) -> str:
+    return NOTHING if row.state_bytes_per_parameter is None else f"{row.state_bytes_per_parameter:.2f}"
