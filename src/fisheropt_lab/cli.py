@@ -41,15 +41,15 @@ app = typer.Typer(
 COMPARE_EXAMPLES = """
 Examples:
 
-  fisheropt compare text --quick                                     AdamW against FAdam in a few minutes
+  fisheropt compare text --quick
 
-  fisheropt compare text --optimizers adamw,fadam,fadafactor,sgd     with learning-rate search and three seeds
+  fisheropt compare text --optimizers adamw,fadam,fadafactor,sgd
 
-  fisheropt compare text --data my_articles/ --size small            on your own text
+  fisheropt compare text --data my_articles/ --size small --out runs/articles
 
-  fisheropt compare text --lrs x0.5,x1,x2 --seeds 5                  another grid, more seeds
+  fisheropt compare text --lrs x0.5,x1,x2 --seeds 5
 
-  fisheropt compare text --quick --resume                            go on after Ctrl-C
+  fisheropt compare text --quick --resume      (after Ctrl-C)
 """
 
 

@@ -40,10 +40,14 @@ def columns(outcome: Outcome) -> list[Column]:
         column("Best lr", "", [_lr(row) for row in rows]),
         *(column("Validation", unit.name, [_loss(row.validation, row, unit) for row in rows]) for unit in units),
         *(column("Test", unit.name, [_loss(row.test, row, unit) for row in rows]) for unit in units),
-        column(f"To {rows[0].label}'s best", "steps", [_reach(row.reach, seeds) for row in rows]),
-        column("Optimizer step", "ms", [f"{r.step_time.optimizer_ms:.2f}" if r.step_time else NOTHING for r in rows]),
-        column("Training step", "ms", [f"{r.step_time.training_ms:.1f}" if r.step_time else NOTHING for r in rows]),
-        column("State", "bytes/param", [_bytes(row) for row in rows]),
+        column(f"Steps to {rows[0].label}'s best", "", [_reach(row.reach, seeds) for row in rows]),
+        column(
+            "Step time", "optimizer ms", [f"{r.step_time.optimizer_ms:.2f}" if r.step_time else NOTHING for r in rows]
+        ),
+        column(
+            "Step time", "training ms", [f"{r.step_time.training_ms:.1f}" if r.step_time else NOTHING for r in rows]
+        ),
+        column("State", "bytes / parameter", [_bytes(row) for row in rows]),
     ]
 
 
@@ -78,13 +82,18 @@ def markdown_table(outcome: Outcome) -> str:
 def terminal_table(outcome: Outcome) -> Table:
     """The table for a terminal; columns that differ by their unit only are stacked to save width."""
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, caption="; ".join(footnotes(outcome)) + ".", caption_justify="left"
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption="; ".join(footnotes(outcome)) + ".",
+        caption_justify="left",
     )
     stacks: dict[str, list[Column]] = {}
     for column in columns(outcome):
         stacks.setdefault(column.what, []).append(column)
     for what, stack in stacks.items():
-        heading = "\n".join([what, *(column.unit for column in stack if column.unit)])
+        units = [column.unit for column in stack]
+        heading = "\n".join([what, *units] if len(units) > 1 else f"{what} {units[0]}".split())
         table.add_column(heading, justify="left" if what == "Optimizer" else "right")
     for i in range(len(outcome.rows)):
         table.add_row(*("\n".join(column.cells[i] for column in stack) for stack in stacks.values()))
