@@ -59,9 +59,14 @@ def debiased(beta: float | Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
 # -- elementwise ------------------------------------------------------------------------------------------------------
 
 
+def _ceiling(x: Tensor) -> float:
+    """Where squares and their sums saturate: half the largest number, so that no average of them rounds beyond it."""
+    return torch.finfo(x.dtype).max / 2
+
+
 def square(x: Tensor) -> Tensor:
-    """``x^2``, saturating at the largest finite number of the dtype."""
-    return x.square().clamp_(max=torch.finfo(x.dtype).max)
+    """``x^2``, saturating at half the largest finite number of the dtype."""
+    return x.square().clamp_(max=_ceiling(x))
 
 
 def power(x: Tensor, exponent: float) -> Tensor:
@@ -127,15 +132,16 @@ def clip_by_norm(x: Tensor, c: float | None) -> Tensor:
 
 def sum_columns(x: Tensor) -> Tensor:
     """For each row, the sum over its columns: ``(..., n, k) -> (..., n)``, saturating."""
-    return x.sum(dim=-1).clamp_(max=torch.finfo(x.dtype).max)
+    return x.sum(dim=-1).clamp_(max=_ceiling(x))
 
 
 def sum_rows(x: Tensor) -> Tensor:
     """For each column, the sum over its rows: ``(..., n, k) -> (..., k)``, saturating."""
-    return x.sum(dim=-2).clamp_(max=torch.finfo(x.dtype).max)
+    return x.sum(dim=-2).clamp_(max=_ceiling(x))
 
 
 def outer_fisher(R: Tensor, C: Tensor) -> Tensor:
     """``outer(R, C) / sum(R)``: ``(..., n), (..., k) -> (..., n, k)``; 0 where sum(R) is 0 (SPEC D11)."""
-    share = quotient(R.double(), R.double().sum(dim=-1, keepdim=True)).to(R.dtype)  # <= 1: the product cannot overflow
+    part = R.double() / max(1, R.shape[-1])  # so that their sum is finite, and with shares <= 1 the product too
+    share = quotient(part, part.sum(dim=-1, keepdim=True)).to(R.dtype)
     return share.unsqueeze(-1) * C.unsqueeze(-2)

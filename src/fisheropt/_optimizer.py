@@ -171,6 +171,9 @@ class RuleOptimizer(Optimizer):
                 chosen.many(*zip(*((w.p, w.g, w.step, *w.slots) for w in batch), strict=True), **options)
         for w in works:
             for original, copy in w.write_back:
+                if original.dtype != copy.dtype:  # a narrower dtype saturates as the rule's own does (SPEC D5)
+                    largest = torch.finfo(original.dtype).max
+                    copy.clamp_(-largest, largest)
                 original.copy_(copy)
 
     def _prepare(self, p: Tensor, group: Options) -> _Work:
