@@ -4,6 +4,7 @@ A new optimizer gets every test of rules/, contract/ and properties/ by one `Opt
 available. What is not run is data too, with the reason.
 """
 
+import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,11 @@ class OptimizerInfo:
     @property
     def name(self) -> str:
         return self.cls.__name__
+
+    @property
+    def fisher(self) -> bool:
+        """Whether the metric has an exponent and an adaptive epsilon, and weight decay happens in it."""
+        return "rho" in inspect.signature(self.cls).parameters
 
     @property
     def small(self) -> dict[str, int]:
@@ -182,6 +188,9 @@ RULES = tuple(
 each_optimizer = pytest.mark.parametrize("info", OPTIMIZERS, ids=str)
 each_rule = pytest.mark.parametrize(
     ("info", "backend"), [pytest.param(info, backend, id=f"{info}-{backend}") for info, backend in RULES]
+)
+each_fisher_rule = pytest.mark.parametrize(
+    ("info", "backend"), [pytest.param(info, backend, id=f"{info}-{backend}") for info, backend in RULES if info.fisher]
 )
 each_variation = pytest.mark.parametrize(
     ("info", "backend", "variation"),
