@@ -11,13 +11,12 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from typer.exceptions import Abort, TyperException
 
 from fisheropt_lab import machine
 from fisheropt_lab.comparison import run_comparison, timestamp
 from fisheropt_lab.errors import LabError
-from fisheropt_lab.optimizers import CONTENDERS, backends_of
+from fisheropt_lab.optimizers import CONTENDERS, backends_on
 from fisheropt_lab.outcome import Outcome, load_outcome
 from fisheropt_lab.progress import progress_on
 from fisheropt_lab.report import write_reports
@@ -131,10 +130,7 @@ def info() -> None:
     devices = [torch.device("cpu")] + ([device] if device.type != "cpu" else [])
     table = Table("Optimizer", *(f"Backend on {one}" for one in devices), "What")
     for contender in CONTENDERS.values():
-        cells = []
-        for one in devices:
-            weight = nn.Parameter(torch.zeros(256, 256, device=one))
-            cells.append(", ".join(backends_of(contender.build([weight], contender.lr, "auto"))))
+        cells = (", ".join(backends_on(one, contender.name, "auto")) for one in devices)
         table.add_row(contender.name, *cells, contender.note)
     console.print(table)
 

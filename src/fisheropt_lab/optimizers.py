@@ -94,6 +94,15 @@ def backends_of(optimizer: Optimizer) -> dict[str, int]:
     return {name: sum(len(group["params"]) for group in optimizer.param_groups)}
 
 
+def backends_on(device: torch.device, name: str, backend: str) -> list[str]:
+    """The backends an optimizer would use for a weight matrix on the device; a backend it cannot have is an error."""
+    weight = nn.Parameter(torch.zeros(256, 256, device=device))
+    try:
+        return list(backends_of(contender(name).build([weight], contender(name).lr, backend)))
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise LabError(f"{name}: {error}") from None
+
+
 def state_bytes(optimizer: Optimizer) -> int:
     """Bytes of every tensor the optimizer keeps, step counters included."""
     tensors = (value for state in optimizer.state.values() for value in state.values())

@@ -12,7 +12,7 @@ import torch
 
 from fisheropt_lab.errors import LabError
 from fisheropt_lab.machine import usable_cores
-from fisheropt_lab.optimizers import contender
+from fisheropt_lab.optimizers import backends_on, contender
 from fisheropt_lab.spec import PRESETS, Spec, grid, multipliers
 from fisheropt_lab.tasks import TASKS, Task
 from fisheropt_lab.tasks.text.task import SCALES, TextSettings
@@ -20,7 +20,6 @@ from fisheropt_lab.tasks.text.task import SCALES, TextSettings
 EVALUATIONS = 20  # per trial
 WARMUP_SHARE = 0.1  # of the steps
 GRAD_CLIP = 1.0
-BACKENDS = ("auto", "eager", "compile", "numba", "triton")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ def prepare(request: Request) -> tuple[Task, Spec]:
     seeds = tuple(range(_positive("--seeds", request.seeds, preset.seeds)))
     threads = _positive("--threads", request.threads, usable_cores())
     device = choose_device(request.device)
-    backend = _known("backend", request.backend, BACKENDS)
+    for name in names:
+        backends_on(device, name, request.backend)
     task = TASKS[request.task](settings)
     spec = Spec(
         task=request.task,
@@ -76,7 +76,7 @@ def prepare(request: Request) -> tuple[Task, Spec]:
         eval_every=max(1, steps // EVALUATIONS),
         seeds=seeds,
         grad_clip=GRAD_CLIP,
-        backend=backend,
+        backend=request.backend,
         device=device.type,
         threads=threads,
     )

@@ -41,13 +41,9 @@ def columns(outcome: Outcome) -> list[Column]:
         *(column("Validation", unit.name, [_loss(row.validation, row, unit) for row in rows]) for unit in units),
         *(column("Test", unit.name, [_loss(row.test, row, unit) for row in rows]) for unit in units),
         column(f"Steps to {rows[0].label}'s best", "", [_reach(row.reach, seeds) for row in rows]),
-        column(
-            "Step time", "optimizer ms", [f"{r.step_time.optimizer_ms:.2f}" if r.step_time else NOTHING for r in rows]
-        ),
-        column(
-            "Step time", "training ms", [f"{r.step_time.training_ms:.1f}" if r.step_time else NOTHING for r in rows]
-        ),
-        column("State", "bytes / parameter", [_bytes(row) for row in rows]),
+        column("Step time", "optimizer ms", [_ms(row, "optimizer_ms", 2) for row in rows]),
+        column("Step time", "training ms", [_ms(row, "training_ms", 1) for row in rows]),
+        column("State", "bytes/param", [_bytes(row) for row in rows]),
     ]
 
 
@@ -121,6 +117,10 @@ def _reach(reach: Reach | None, seeds: int) -> str:
     if reach.median is None:
         return f"in {reach.reached} of {seeds} seeds"
     return f"{reach.median:g}" + (f" ({reach.reached} of {seeds} seeds)" if reach.reached < seeds else "")
+
+
+def _ms(row: Row, field: str, digits: int) -> str:
+    return NOTHING if row.step_time is None else f"{getattr(row.step_time, field):.{digits}f}"
 
 
 def _bytes(row: Row) -> str:
