@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fisheropt._options import check_options
 from fisheropt._state import Options, Rule
+from fisheropt._storage import storage_of
 
 __all__ = ["Loaded", "checked_state_dict"]
 
@@ -62,21 +63,22 @@ def checked_state_dict(
 
 
 def _checked(saved: Mapping[str, Any], p: Tensor, options: Options, rule: Rule, whose: str, optimizer: str) -> Loaded:
-    declared = {slot.name: slot for slot in rule.slots}
-    expected = {"step", *declared}
-    required = {"step", *(slot.name for slot in rule.slots if not slot.optional)}
+    storages = [(slot, storage_of(slot, p, options)) for slot in rule.slots]
+    expected = {"step", *(key for slot, storage in storages for key in storage.keys(slot))}
+    required = {"step", *(key for slot, storage in storages if not slot.optional for key in storage.keys(slot))}
     if not required <= set(saved) <= expected:
         hint = ""
         if "exp_avg_sq" in saved:
             hint = "; to go on from a torch Adam or AdamW, use fisheropt.from_adamw"
         raise ValueError(f"{whose} is not that of {optimizer}: it has {sorted(saved)}, not {sorted(expected)}{hint}")
-    slots: dict[str, Tensor] = {}
-    for name, value in saved.items():
-        if name == "step":
-            slots[name] = torch.as_tensor(value).reshape(()).to(p.device, torch.int64, copy=True)
+    slots = {"step": torch.as_tensor(saved["step"]).reshape(()).to(p.device, torch.int64, copy=True)}
+    for slot, storage in storages:
+        if slot.name not in saved:
             continue
-        shape = declared[name].shape(p.shape, options)
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{whose} has {name!r} of shape {tuple(value.shape)}, {optimizer} needs {shape}")
-        slots[name] = declared[name].allocate(p, options).copy_(value)
+        for key, fresh in storage.allocate(slot, p, options).items():
+            if saved[key].shape != fresh.shape:
+                raise ValueError(
+                    f"{whose} has {key!r} of shape {tuple(saved[key].shape)}, {optimizer} needs {tuple(fresh.shape)}"
+                )
+            slots[key] = fresh.copy_(saved[key])
     return Loaded(slots)

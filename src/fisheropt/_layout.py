@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["flat", "is_dense", "same_layout"]
+__all__ = ["flat", "in_layout_of", "is_dense", "same_layout"]
 
 
 def is_dense(x: Tensor) -> bool:
@@ -31,3 +32,8 @@ def flat(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x.view(-1)
     return x.as_strided((x.numel(),), (1,)) if is_dense(x) else x.reshape(-1)
+
+
+def in_layout_of(reference: Tensor, x: Tensor) -> Tensor:
+    """``x`` in the memory order of the dense ``reference``, which has its shape; a copy only if needed."""
+    return x if same_layout(x, reference) else torch.empty_like(reference, dtype=x.dtype).copy_(x)

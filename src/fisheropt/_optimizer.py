@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fisheropt._checkpoint import Loaded, checked_state_dict
-from fisheropt._layout import flat, is_dense, same_layout
+from fisheropt._layout import flat, in_layout_of, is_dense, same_layout
 from fisheropt._options import check_options
 from fisheropt._state import Options, Rule, factored_dims, matrix_view, working_dtype
+from fisheropt._storage import assign, storage_of
 from fisheropt.kernels import Implementation, implementation
 
 __all__ = ["ParamsT", "RuleOptimizer"]
@@ -91,10 +93,15 @@ class RuleOptimizer(Optimizer):
             names = group.get("param_names") or [f"{i}.{j}" for j in range(len(group["params"]))]
             for name, p in zip(names, group["params"], strict=True):
                 shadow = torch.empty_like(p, device="meta", requires_grad=False)  # same dtype, shape and strides
-                chosen = self._implementation(p, group)
-                rule = self.rule_for(p.shape, group)
-                slots = [s.allocate(shadow, group) if s.needed(group) else None for s in rule.slots]
-                reason = chosen.supports(shadow, shadow, slots, group)
+                chosen, rule = self._implementation(p, group), self.rule_for(p.shape, group)
+                kept = [slot for slot in rule.slots if slot.needed(group)]
+                stored = {s.name: storage_of(s, shadow, group).allocate(s, shadow, group)[s.name] for s in kept}
+                reason = _declined(chosen, shadow, shadow, [stored.get(s.name) for s in rule.slots], group)
+                if reason is not None:
+                    precision = working_dtype(p.dtype, group["state_dtype"])
+                    wide = {s.name: s.allocate(shadow, group, precision) for s in kept}
+                    shadow = shadow.to(precision)
+                    reason = chosen.supports(shadow, shadow, [wide.get(s.name) for s in rule.slots], group)
                 picked[name] = chosen.backend if reason is None else f"eager ({chosen.backend}: {reason})"
         return picked
 
@@ -155,75 +162,80 @@ class RuleOptimizer(Optimizer):
         """Step these parameters of one group; all of them have dense gradients."""
         if not params:
             return
-        works = [self._prepare(p, group) for p in params]
-        torch._foreach_add_([w.step for w in works], 1)
+        torch._foreach_add_([self._state_of(p, group)["step"] for p in params], 1)
         batches: dict[tuple[int, int], list[_Work]] = defaultdict(list)
-        for w in works:
-            if w.p.numel() > 0:
-                batches[id(w.rule), id(w.implementation)].append(w)
-        for batch in batches.values():
-            rule, chosen = batch[0].rule, batch[0].implementation
-            options = {name: group[name] for name in rule.options}
-            if chosen.many is None:
-                for w in batch:
-                    chosen.one(w.p, w.g, w.step, *w.slots, **options)
+        for p in params:
+            if p.numel() == 0:
+                continue
+            work = self._prepare(p, group)
+            if work.implementation.many is None or work.write_back:
+                self._run([work], group)  # at once: what was converted for one tensor is freed before the next
             else:
-                chosen.many(*zip(*((w.p, w.g, w.step, *w.slots) for w in batch), strict=True), **options)
+                batches[id(work.rule), id(work.implementation)].append(work)
+        for batch in batches.values():
+            self._run(batch, group)
+
+    def _run(self, works: Sequence[_Work], group: Options) -> None:
+        """Step tensors of one rule and implementation."""
+        rule, chosen = works[0].rule, works[0].implementation
+        options = {name: group[name] for name in rule.options}
+        if chosen.many is not None:
+            chosen.many(*zip(*((w.p, w.g, w.step, *w.slots) for w in works), strict=True), **options)
+        else:
+            for w in works:
+                chosen.one(w.p, w.g, w.step, *w.slots, **options)
         for w in works:
-            for original, copy in w.write_back:
-                if original.dtype != copy.dtype:  # a narrower dtype saturates as the rule's own does (SPEC D5)
-                    largest = torch.finfo(original.dtype).max
-                    copy.clamp_(-largest, largest)
-                original.copy_(copy)
+            for write in w.write_back:
+                write()
 
     def _prepare(self, p: Tensor, group: Options) -> _Work:
         """The tensors of parameter ``p`` as its rule wants them."""
         rule = self.rule_for(p.shape, group)
         chosen = self._implementation(p, group)
-        state = self._state_of(p, rule, group)
-        slots = [state[s.name] if s.needed(group) else None for s in rule.slots]
+        state = self.state[p]
+        kept = [slot if slot.needed(group) else None for slot in rule.slots]
+        slots = [None if slot is None else state[slot.name] for slot in kept]
         g = p.grad
         assert g is not None
         if group["maximize"]:
             g = -g
-        if chosen.supports(p, g, slots, group) is not None:
-            chosen = implementation(rule.function, p.device.type, "eager")
-        write_back: list[tuple[Tensor, Tensor]] = []
-
-        def taken_back(original: Tensor, copy: Tensor) -> Tensor:
-            write_back.append((original, copy))
-            return copy
-
-        if not chosen.native:
+        write_back: list[Callable[[], None]] = []
+        x = p
+        if not (chosen.native and _declined(chosen, p, g, slots, group) is None):
             precision = working_dtype(p.dtype, group["state_dtype"])
-            if p.dtype != precision:
-                p = taken_back(p, p.to(precision))
-            g = g.to(precision)
+            x, g = p.to(precision), g.to(precision)
+            for i, slot in enumerate(kept):
+                if slot is not None and not (storage := storage_of(slot, p, group)).direct:
+                    slots[i] = wide = storage.read(slot, state)
+                    write_back.append(partial(storage.write, slot, state, wide, group["seed"]))
+            if chosen.native and chosen.supports(x, g, slots, group) is not None:
+                chosen = implementation(rule.function, p.device.type, "eager")
 
         if rule.factored:
             dims = factored_dims(p.shape, group["min_dim_size_to_factor"])
             assert dims is not None
             seen = [None if t is None else s.view(t, dims) for s, t in zip(rule.slots, slots, strict=True)]
-            return _Work(rule, chosen, matrix_view(p, dims), matrix_view(g, dims), state["step"], seen, write_back)
+            work_p, work_g = matrix_view(x, dims), matrix_view(g, dims)
+        else:
+            x = x if is_dense(x) else x.contiguous()
+            for i, slot in enumerate(slots):  # their layouts differ if the parameter's has changed since
+                if slot is not None and not same_layout(slot, x):
+                    slots[i] = moved = in_layout_of(x, slot)
+                    write_back.insert(0, partial(slot.copy_, moved))
+            seen = [None if slot is None else flat(slot) for slot in slots]
+            work_p, work_g = flat(x), flat(in_layout_of(x, g))
+        if x is not p:
+            write_back.append(partial(assign, p, x, state, group))
+        return _Work(rule, chosen, work_p, work_g, state["step"], seen, write_back)
 
-        if not is_dense(p):
-            p = taken_back(p, p.contiguous())
-        if not same_layout(g, p):
-            g = torch.empty_like(p, dtype=g.dtype).copy_(g)
-        for i, slot in enumerate(slots):
-            if slot is not None and not same_layout(slot, p):  # the parameter's layout has changed since
-                slots[i] = taken_back(slot, torch.empty_like(p, dtype=slot.dtype).copy_(slot))
-        seen = [None if slot is None else flat(slot) for slot in slots]
-        return _Work(rule, chosen, flat(p), flat(g), state["step"], seen, write_back)
-
-    def _state_of(self, p: Tensor, rule: Rule, group: Options) -> dict[str, Tensor]:
+    def _state_of(self, p: Tensor, group: Options) -> dict[str, Tensor]:
         """The state of ``p``. What is missing is allocated: all at its first step, momentum when it is switched on."""
         state: dict[str, Tensor] = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.int64, device=p.device)
-        for slot in rule.slots:
+        for slot in self.rule_for(p.shape, group).slots:
             if slot.name not in state and slot.needed(group):
-                state[slot.name] = slot.allocate(p, group)
+                state.update(storage_of(slot, p, group).allocate(slot, p, group))
         return state
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -255,8 +267,17 @@ class RuleOptimizer(Optimizer):
         super().__setstate__(state)
 
 
+def _declined(
+    chosen: Implementation, p: Tensor, g: Tensor, slots: Sequence[Tensor | None], group: Options
+) -> str | None:
+    """Why a kernel cannot take these tensors as they are stored, or None."""
+    if p.dtype == torch.bfloat16 and group.get("stochastic_rounding"):
+        return "stochastic_rounding"
+    return chosen.supports(p, g, slots, group)
+
+
 class _Work(NamedTuple):
-    """One tensor ready for its rule."""
+    """One tensor ready for its rule. ``write_back``: to do afterwards, in this order."""
 
     rule: Rule
     implementation: Implementation
@@ -264,4 +285,4 @@ class _Work(NamedTuple):
     g: Tensor
     step: Tensor
     slots: list[Tensor | None]
-    write_back: list[tuple[Tensor, Tensor]]
+    write_back: list[Callable[[], None]]

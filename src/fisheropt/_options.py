@@ -90,8 +90,15 @@ def _backend(name: str, value: Any) -> None:
 
 
 def _state_dtype(name: str, value: Any) -> None:
-    if value not in (None, torch.float32, torch.float64):
-        raise ValueError(f"{name} must be None, torch.float32 or torch.float64, got {value!r}")
+    if value not in (None, torch.float32, torch.float64, torch.bfloat16, "int8"):
+        raise ValueError(f"{name} must be None, torch.float32, torch.float64, torch.bfloat16 or 'int8', got {value!r}")
+
+
+def _seed(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 0 <= value < 2**32:
+        raise ValueError(f"{name} must be in [0, 2**32), got {value!r}")
 
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
@@ -109,6 +116,8 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "min_dim_size_to_factor": _at_least_one,
     "backend": _backend,
     "state_dtype": _state_dtype,
+    "stochastic_rounding": _bool,
+    "seed": _seed,
 }
 
 

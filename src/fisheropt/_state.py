@@ -15,16 +15,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Options", "Rule", "Slot", "factored_dims", "matrix_view", "needs_momentum", "working_dtype"]
+__all__ = ["Options", "Rule", "Slot", "StateDtype", "factored_dims", "matrix_view", "needs_momentum", "working_dtype"]
 
 Options = Mapping[str, Any]
 """The options of a parameter group, as in ``optimizer.param_groups[i]``."""
 
 
-def working_dtype(dtype: torch.dtype, state_dtype: torch.dtype | None) -> torch.dtype:
-    """The precision a rule runs in, and keeps its state in, for a parameter of ``dtype``: at least float32."""
-    widened = torch.promote_types(dtype, torch.float32)
-    return widened if state_dtype is None else torch.promote_types(widened, state_dtype)
+StateDtype = torch.dtype | Literal["int8"] | None
+"""How state is kept: None is float32, or float64 for float64 parameters; bfloat16 and "int8" round stochastically."""
+
+
+def working_dtype(dtype: torch.dtype, state_dtype: torch.dtype | str | None) -> torch.dtype:
+    """The precision a rule runs in for a parameter of ``dtype``: float32, or float64 where either asks for it."""
+    return torch.float64 if torch.float64 in (dtype, state_dtype) else torch.float32
 
 
 @cache
@@ -65,6 +68,7 @@ class Slot:
         init: the value every element starts from.
         summed_over: the factored dimension that is summed away: ``"columns"`` leaves a number per row, ``"rows"`` a
             number per column, None a number per element in the memory layout of the parameter.
+        signed: it takes both signs; where not, small numbers matter more than large ones (8-bit storage).
         needed: ``needed(group options)``; a slot that is not needed is not allocated and reaches the rule as None.
     """
 
@@ -72,6 +76,7 @@ class Slot:
     doc: str
     init: float = 0.0
     summed_over: Literal["rows", "columns"] | None = None
+    signed: bool = False
     needed: Callable[[Options], bool] = _always
 
     @property
@@ -93,9 +98,8 @@ class Slot:
         row, column = dims
         return x.movedim(row if self.summed_over == "columns" else column - 1, -1)
 
-    def allocate(self, p: Tensor, options: Options) -> Tensor:
+    def allocate(self, p: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
         """The slot of parameter ``p`` at the start."""
-        dtype = working_dtype(p.dtype, options["state_dtype"])
         if self.summed_over is None:
             return torch.full_like(p, self.init, dtype=dtype, requires_grad=False)
         return torch.full(self.shape(p.shape, options), self.init, dtype=dtype, device=p.device)

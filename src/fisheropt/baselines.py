@@ -51,7 +51,7 @@ from fisheropt._math import (
     sum_rows,
 )
 from fisheropt._optimizer import ParamsT, RuleOptimizer
-from fisheropt._state import Options, Rule, Slot, factored_dims, needs_momentum
+from fisheropt._state import Options, Rule, Slot, StateDtype, factored_dims, needs_momentum
 
 __all__ = ["Adafactor", "Adam", "NaturalAdam"]
 
@@ -158,8 +158,8 @@ def naturaladam(
     p.sub_(u.add_(quotient(p, d), alpha=weight_decay).mul_(lr))
 
 
-_FIRST = Slot("m", "moving average of the gradient", needed=needs_momentum)
-_STEPS = Slot("m", "moving average of the clipped steps, learning rate included", needed=needs_momentum)
+_FIRST = Slot("m", "moving average of the gradient", signed=True, needed=needs_momentum)
+_STEPS = Slot("m", "moving average of the clipped steps, learning rate included", signed=True, needed=needs_momentum)
 _SECOND = "moving average of the squared gradient"
 
 ADAM = Rule(adam, slots=(Slot("f", _SECOND), _FIRST))
@@ -188,7 +188,7 @@ class Adam(RuleOptimizer):
         eps: added to the square root of the second moment, in units of the gradient, >= 0.
         weight_decay: decoupled decay :math:`\lambda \ge 0`, scaled by the learning rate.
         clip: bound :math:`c > 0` on the root mean square of a tensor's update; None: no bound.
-        maximize, backend, state_dtype: as in `fisheropt.FAdam`.
+        maximize, backend, state_dtype, stochastic_rounding, seed: as in `fisheropt.FAdam`.
 
     Raises:
         ValueError, TypeError: as `fisheropt.FAdam`.
@@ -207,7 +207,9 @@ class Adam(RuleOptimizer):
         clip: float | None = 1.0,
         maximize: bool = False,
         backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -220,6 +222,8 @@ class Adam(RuleOptimizer):
                 "maximize": maximize,
                 "backend": backend,
                 "state_dtype": state_dtype,
+                "stochastic_rounding": stochastic_rounding,
+                "seed": seed,
             },
         )
 
@@ -243,7 +247,7 @@ class Adafactor(RuleOptimizer):
         clip: bound :math:`c > 0` on the root mean square of a tensor's update before the learning rate; None: no bound.
         momentum: False keeps no momentum and allocates none, as does ``betas[0] = 0``.
         min_dim_size_to_factor: a tensor is factored if its second-largest dimension has at least this size, >= 1.
-        maximize, backend, state_dtype: as in `fisheropt.FAdam`.
+        maximize, backend, state_dtype, stochastic_rounding, seed: as in `fisheropt.FAdam`.
 
     Raises:
         ValueError, TypeError: as `fisheropt.FAdam`.
@@ -264,7 +268,9 @@ class Adafactor(RuleOptimizer):
         min_dim_size_to_factor: int = 128,
         maximize: bool = False,
         backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -279,6 +285,8 @@ class Adafactor(RuleOptimizer):
                 "maximize": maximize,
                 "backend": backend,
                 "state_dtype": state_dtype,
+                "stochastic_rounding": stochastic_rounding,
+                "seed": seed,
             },
         )
 
@@ -303,7 +311,7 @@ class NaturalAdam(RuleOptimizer):
         weight_decay: :math:`\lambda \ge 0`, in the metric and scaled by the learning rate.
         eps_decay: the epsilon at step t is ``eps / (1 + eps_decay t)``, >= 0.
         max_norm: bound :math:`\kappa > 0` on the L2 norm of a tensor's direction; None: no bound.
-        maximize, backend, state_dtype: as in `fisheropt.FAdam`.
+        maximize, backend, state_dtype, stochastic_rounding, seed: as in `fisheropt.FAdam`.
 
     Raises:
         ValueError, TypeError: as `fisheropt.FAdam`.
@@ -323,7 +331,9 @@ class NaturalAdam(RuleOptimizer):
         max_norm: float | None = 1.0,
         maximize: bool = False,
         backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -337,6 +347,8 @@ class NaturalAdam(RuleOptimizer):
                 "maximize": maximize,
                 "backend": backend,
                 "state_dtype": state_dtype,
+                "stochastic_rounding": stochastic_rounding,
+                "seed": seed,
             },
         )
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from fisheropt._math import debiased, outer_fisher, square, sum_columns, sum_rows
 from fisheropt._optimizer import ParamsT, RuleOptimizer
-from fisheropt._state import Options, Rule, Slot, factored_dims, needs_momentum
+from fisheropt._state import Options, Rule, Slot, StateDtype, factored_dims, needs_momentum
 from fisheropt.fadam import FADAM, natural_descent
 
 __all__ = ["FADAFACTOR", "FAdafactor", "fadafactor"]
@@ -71,7 +71,7 @@ FADAFACTOR = Rule(
     slots=(
         Slot("R", "Fisher information summed over the columns", init=1.0, summed_over="columns"),
         Slot("C", "Fisher information summed over the rows", init=1.0, summed_over="rows"),
-        Slot("m", "momentum over the natural gradient", needed=needs_momentum),
+        Slot("m", "momentum over the natural gradient", signed=True, needed=needs_momentum),
     ),
     factored=True,
 )
@@ -97,7 +97,12 @@ class FAdafactor(RuleOptimizer):
         min_dim_size_to_factor: a tensor is factored if its second-largest dimension has at least this size, >= 1.
         maximize: ascend instead of descend.
         backend: ``"auto"`` (the fastest that is installed), ``"eager"`` or ``"compile"``.
-        state_dtype: dtype of the state. None: that of the parameter, but at least float32.
+        state_dtype: how state is kept. None: in float32, or float64 for float64 parameters. ``torch.bfloat16``: 2 bytes
+            per number. ``"int8"``: 1 byte and a scale per block of 128, for tensors of 4096 elements and more. The
+            small ones round stochastically; the rule itself runs in float32 all the same.
+        stochastic_rounding: round bfloat16 parameters stochastically, so that steps smaller than half the distance of
+            two of their numbers are not lost.
+        seed: of the stochastic rounding, in [0, 2^32). The same on every rank.
 
     Raises:
         ValueError: an option is out of its range, a group has an unknown option, or a parameter appears twice.
@@ -131,7 +136,9 @@ class FAdafactor(RuleOptimizer):
         min_dim_size_to_factor: int = 128,
         maximize: bool = False,
         backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -148,6 +155,8 @@ class FAdafactor(RuleOptimizer):
                 "maximize": maximize,
                 "backend": backend,
                 "state_dtype": state_dtype,
+                "stochastic_rounding": stochastic_rounding,
+                "seed": seed,
             },
         )
 

@@ -49,7 +49,7 @@ from torch import Tensor
 
 from fisheropt._math import clip_by_rms, debiased, power, quotient, rms, square
 from fisheropt._optimizer import ParamsT, RuleOptimizer
-from fisheropt._state import Options, Rule, Slot, needs_momentum
+from fisheropt._state import Options, Rule, Slot, StateDtype, needs_momentum
 
 __all__ = ["FADAM", "FAdam", "fadam", "natural_descent"]
 
@@ -106,7 +106,7 @@ FADAM = Rule(
     fadam,
     slots=(
         Slot("f", "diagonal empirical Fisher information", init=1.0),
-        Slot("m", "momentum over the natural gradient", needed=needs_momentum),
+        Slot("m", "momentum over the natural gradient", signed=True, needed=needs_momentum),
     ),
 )
 
@@ -132,7 +132,12 @@ class FAdam(RuleOptimizer):
         rho: exponent :math:`\rho > 0` of the metric.
         maximize: ascend instead of descend.
         backend: ``"auto"`` (the fastest that is installed), ``"eager"`` or ``"compile"``.
-        state_dtype: dtype of the state. None: that of the parameter, but at least float32.
+        state_dtype: how state is kept. None: in float32, or float64 for float64 parameters. ``torch.bfloat16``: 2 bytes
+            per number. ``"int8"``: 1 byte and a scale per block of 128, for tensors of 4096 elements and more. The
+            small ones round stochastically; the rule itself runs in float32 all the same.
+        stochastic_rounding: round bfloat16 parameters stochastically, so that steps smaller than half the distance of
+            two of their numbers are not lost.
+        seed: of the stochastic rounding, in [0, 2^32). The same on every rank.
 
     Raises:
         ValueError: an option is out of its range, a group has an unknown option, or a parameter appears twice.
@@ -161,7 +166,9 @@ class FAdam(RuleOptimizer):
         rho: float = 0.5,
         maximize: bool = False,
         backend: str = "auto",
-        state_dtype: torch.dtype | None = None,
+        state_dtype: StateDtype = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -176,6 +183,8 @@ class FAdam(RuleOptimizer):
                 "maximize": maximize,
                 "backend": backend,
                 "state_dtype": state_dtype,
+                "stochastic_rounding": stochastic_rounding,
+                "seed": seed,
             },
         )
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fisheropt._math import bias_correction, clip_by_rms, power, quotient
+from fisheropt._state import working_dtype
+from fisheropt._storage import storage_of
 from fisheropt.fadam import FADAM, FAdam
 
 __all__ = ["from_adamw"]
@@ -109,12 +111,15 @@ def _converted(p: Tensor, state: Mapping[str, Any], beta2: float, group: Mapping
     shape = tuple(state["exp_avg_sq"].shape)
     if shape != tuple(p.shape):
         raise ValueError(f"the state of a parameter has shape {shape}, the parameter {tuple(p.shape)}")
-    fisher, momentum = FADAM.slots
+    precision = working_dtype(p.dtype, group["state_dtype"])
     step = torch.as_tensor(state["step"]).reshape(()).to(p.device, torch.int64, copy=True)
-    f = fisher.allocate(p, group).copy_(state["exp_avg_sq"]).div_(bias_correction(beta2, step))
-    slots = {"step": step, "f": f}
-    if momentum.needed(group):
-        d = power(f, group["rho"]).add_(group["eps"] ** (2 * group["rho"]))
-        natural = quotient(momentum.allocate(p, group).copy_(state["exp_avg"]), d)
-        slots["m"] = clip_by_rms(natural, group["clip"])
-    return slots
+    f = state["exp_avg_sq"].to(p.device, precision) / bias_correction(beta2, step)
+    d = power(f, group["rho"]).add_(group["eps"] ** (2 * group["rho"]))
+    m = clip_by_rms(quotient(state["exp_avg"].to(p.device, precision), d), group["clip"])
+    converted = {"step": step}
+    for slot, value in zip(FADAM.slots, (f, m), strict=True):
+        if slot.needed(group):
+            storage = storage_of(slot, p, group)
+            converted.update(storage.allocate(slot, p, group))
+            storage.write(slot, converted, value, group["seed"])
+    return converted
