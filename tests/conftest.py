@@ -1,5 +1,8 @@
 """What every test can count on: one thread (xdist gives each core a process), no leftover compiler state, no chance."""
 
+import importlib
+import warnings
+
 import hypothesis
 import pytest
 import torch
@@ -16,8 +19,11 @@ def _seeded():
 
 
 @pytest.fixture
-def fresh_compiler():
-    """For tests that count compilations: nothing compiled before, nothing left behind."""
+def compiler():
+    """For tests that compile: nothing compiled before, nothing left behind."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch warns of its own code when it imports its compiler
+        importlib.import_module("torch._inductor.compile_fx")
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -4,7 +4,18 @@ import math
 
 import pytest
 import torch
-from tests.cases import TOLERANCE, each_rule, gradients, oracle_run, parameter, relative_error, same_bits, snapshot
+from tests.cases import (
+    RULES,
+    TOLERANCE,
+    each_fisher_rule,
+    each_rule,
+    gradients,
+    oracle_run,
+    parameter,
+    relative_error,
+    same_bits,
+    snapshot,
+)
 from tests.oracle.fadam import rms
 
 SHAPES = ((), (1,), (50,), (6, 9), (2, 6, 9))
