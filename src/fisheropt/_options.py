@@ -18,7 +18,10 @@ from fisheropt.kernels import BACKENDS
 
 __all__ = ["check_options"]
 
-_BOOKKEEPING = frozenset({"params", "param_names", "name", "initial_lr", "swa_lr", "lr_scale"})
+_BOOKKEEPING = frozenset(
+    {"params", "param_names", "name", "initial_lr", "swa_lr", "lr_scale"}
+    | {"max_lr", "min_lr", "max_momentum", "base_momentum"}  # of OneCycleLR and CyclicLR
+)
 """Keys of a group that belong to torch, its schedulers or the layer-wise decay of timm, not to a rule."""
 
 _OF_TORCH = frozenset({"foreach", "fused", "capturable", "differentiable", "amsgrad", "decoupled_weight_decay"})
