@@ -43,7 +43,7 @@ def columns(outcome: Outcome) -> list[Column]:
         column(f"Steps to {rows[0].label}'s best", "", [_reach(row.reach, seeds) for row in rows]),
         column("Step time", "optimizer ms", [_ms(row, "optimizer_ms", 2) for row in rows]),
         column("Step time", "training ms", [_ms(row, "training_ms", 1) for row in rows]),
-        column("State", "bytes/param", [_bytes(row) for row in rows]),
+        column("State", "B/param", [_bytes(row) for row in rows]),
     ]
 
 
@@ -58,6 +58,8 @@ def footnotes(outcome: Outcome) -> list[str]:
         f"that seed, evaluated every {spec.eval_every} of {spec.steps} steps",
         "times: medians, optimizers taking turns",
     ]
+    if any(0 < row.reach.reached < seeds for row in rows if row.reach):
+        notes.append(f"(k/{seeds}): only k seeds got there, and the median counts the others as infinite")
     if any(row.edge for row in rows):
         notes.append("* the best learning rate is at the edge of the grid")
     notes += [f"{row.label}: {row.diverged} of {row.trials} trials diverged" for row in rows if row.diverged]
@@ -90,7 +92,8 @@ def terminal_table(outcome: Outcome) -> Table:
     for what, stack in stacks.items():
         units = [column.unit for column in stack]
         heading = "\n".join([what, *units] if len(units) > 1 else f"{what} {units[0]}".split())
-        table.add_column(heading, justify="left" if what == "Optimizer" else "right")
+        justify = "left" if what == "Optimizer" else "right"
+        table.add_column(heading, justify=justify, no_wrap=what in ("Optimizer", "Validation", "Test"))
     for i in range(len(outcome.rows)):
         table.add_row(*("\n".join(column.cells[i] for column in stack) for stack in stacks.values()))
     return table
@@ -115,8 +118,8 @@ def _reach(reach: Reach | None, seeds: int) -> str:
     if reach.reached == 0:
         return "not reached"
     if reach.median is None:
-        return f"in {reach.reached} of {seeds} seeds"
-    return f"{reach.median:g}" + (f" ({reach.reached} of {seeds} seeds)" if reach.reached < seeds else "")
+        return f"never ({reach.reached}/{seeds})"
+    return f"{reach.median:g}" + (f" ({reach.reached}/{seeds})" if reach.reached < seeds else "")
 
 
 def _ms(row: Row, field: str, digits: int) -> str:

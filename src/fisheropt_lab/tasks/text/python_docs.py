@@ -22,6 +22,7 @@ from fisheropt_lab.tasks.text.corpus import TRAIN, VALIDATION, Corpus
 
 # Not prose, not the standard library, or (pydoc_data) read as topics instead.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data", "__pycache__"}
+REPEATABLE = 80  # characters: shorter paragraphs ("See also:") may occur again
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -44,12 +45,17 @@ def python_docs() -> Corpus:
 
 
 def documents() -> Iterator[tuple[str, str]]:
-    """(name, text) in a fixed order. A topic or docstring that occurred before is left out: no split sees it twice."""
+    """(name, text) in a fixed order, without paragraphs that occurred before: topics quote each other, and docstrings
+    are copied from class to class. Otherwise a split would be asked about what another one has taught."""
     seen: set[str] = set()
-    for name, passages in (*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))):
-        fresh = [passage for passage in dict.fromkeys(passages) if passage not in seen]
-        seen.update(fresh)
-        if fresh:
+    for name, text in (*_topics(), *_docstrings(Path(sysconfig.get_path("stdlib")))):
+        fresh = []
+        for paragraph in text.split("\n\n"):
+            words = " ".join(paragraph.split())
+            if len(words) < REPEATABLE or words not in seen:
+                fresh.append(paragraph)
+                seen.add(words)
+        if any(fresh):
             yield name, "\n\n".join(fresh)
 
 
@@ -61,20 +67,20 @@ def split_of(name: str) -> str:
     return "validation" if position < TRAIN + VALIDATION else "test"
 
 
-def _topics() -> Iterator[tuple[str, list[str]]]:
+def _topics() -> Iterator[tuple[str, str]]:
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some Linux distributions package it apart; the docstrings remain
         return
     for name in sorted(topics):
-        yield f"topic {name}", [topics[name].strip()]
+        yield f"topic {name}", topics[name].strip()
 
 
-def _docstrings(root: Path) -> Iterator[tuple[str, list[str]]]:
+def _docstrings(root: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if SKIPPED_FOLDERS.isdisjoint(relative.parts):
-            yield relative.as_posix(), _docstrings_of(path)
+            yield relative.as_posix(), "\n\n".join(_docstrings_of(path))
 
 
 def _docstrings_of(path: Path) -> list[str]:
