@@ -265,6 +265,7 @@ class RuleOptimizer(Optimizer):
             slots = {p: s.slots if isinstance(s, Loaded) else s for p, s in state["state"].items()}
             state = {**state, "state": defaultdict(dict, slots)}
         super().__setstate__(state)
+        del self.defaults["differentiable"]  # torch adds this option of its own, and then every group would have it
 
 
 def _declined(
