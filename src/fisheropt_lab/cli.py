@@ -23,7 +23,7 @@ from fisheropt_lab.report import write_reports
 from fisheropt_lab.report.table import terminal_table
 from fisheropt_lab.request import Request, choose_device, prepare
 from fisheropt_lab.run_folder import RunFolder
-from fisheropt_lab.spec import PRESETS, Spec
+from fisheropt_lab.spec import Spec
 from fisheropt_lab.tasks import Task
 
 BAD_INPUT = 2  # exit code
@@ -138,7 +138,7 @@ def info() -> None:
 def main() -> None:
     """Run the command. What the user can put right is one line on stderr and exit code 2, never a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="fisheropt", standalone_mode=False)
     except (LabError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
         print(f"fisheropt: {' '.join(message.split())}", file=sys.stderr)
@@ -186,8 +186,8 @@ def _headline(spec: Spec) -> str:
     points = len(spec.lrs[spec.baseline])
     trials = len(spec.optimizers) * (points + len(spec.seeds) - 1)
     return (
-        f"{spec.task}, preset {spec.preset} of {', '.join(PRESETS)}: {labels}; {points} learning rates, "
-        f"{len(spec.seeds)} seeds, {spec.steps} steps: {trials} trials"
+        f"{spec.task}, preset {spec.preset}: {labels}\n{trials} trials of {spec.steps} steps "
+        f"(learning rates per optimizer: {points}, seeds: {len(spec.seeds)})"
     )
 
 

@@ -92,8 +92,12 @@ def terminal_table(outcome: Outcome) -> Table:
     for what, stack in stacks.items():
         units = [column.unit for column in stack]
         heading = "\n".join([what, *units] if len(units) > 1 else f"{what} {units[0]}".split())
-        justify = "left" if what == "Optimizer" else "right"
-        table.add_column(heading, justify=justify, no_wrap=what in ("Optimizer", "Validation", "Test"))
+        table.add_column(
+            heading,
+            justify="left" if what == "Optimizer" else "right",
+            min_width=max(map(len, heading.split())),
+            no_wrap=what in ("Optimizer", "Validation", "Test"),
+        )
     for i in range(len(outcome.rows)):
         table.add_row(*("\n".join(column.cells[i] for column in stack) for stack in stacks.values()))
     return table
