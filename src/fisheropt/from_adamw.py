@@ -85,6 +85,8 @@ def from_adamw(
 
 def _carried(group: Mapping[str, Any]) -> dict[str, Any]:
     """A group of Adam as one of FAdam."""
+    if not {"lr", "betas", "eps"} <= set(group):
+        raise ValueError(f"the saved groups are not Adam's: one has {sorted(set(group) - {'params'})}")
     kept = {name: group[name] for name in (*_CARRIED, *_BOOKKEEPING) if name in group}
     if isinstance(kept["lr"], Tensor):
         kept["lr"] = kept["lr"].clone()
