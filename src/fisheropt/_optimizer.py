@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fisheropt._checkpoint import Loaded, checked_state_dict
@@ -22,7 +23,7 @@ from fisheropt._state import Options, Rule, factored_dims, matrix_view, working_
 from fisheropt._storage import assign, storage_of
 from fisheropt.kernels import Implementation, implementation
 
-__all__ = ["ParamsT", "RuleOptimizer"]
+__all__ = ["ParamsT", "RuleOptimizer", "Work"]
 
 
 class RuleOptimizer(Optimizer):
@@ -113,8 +114,9 @@ class RuleOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    # Inside somebody's compiled training step this runs as it is; backend="compile" compiles the rule.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    # Inside somebody's compiled training step this runs as it is; backend="compile" compiles the rule. The public
+    # torch.compiler.disable would import all of torch._dynamo, a second of work, together with this module.
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of every parameter that has a gradient.
@@ -163,7 +165,7 @@ class RuleOptimizer(Optimizer):
         if not params:
             return
         torch._foreach_add_([self._state_of(p, group)["step"] for p in params], 1)
-        batches: dict[tuple[int, int], list[_Work]] = defaultdict(list)
+        batches: dict[tuple[int, int], list[Work]] = defaultdict(list)
         for p in params:
             if p.numel() == 0:
                 continue
@@ -175,10 +177,10 @@ class RuleOptimizer(Optimizer):
         for batch in batches.values():
             self._run(batch, group)
 
-    def _run(self, works: Sequence[_Work], group: Options) -> None:
+    def _run(self, works: Sequence[Work], group: Options) -> None:
         """Step tensors of one rule and implementation."""
         rule, chosen = works[0].rule, works[0].implementation
-        options = {name: group[name] for name in rule.options}
+        options = {**rule.declared, **{name: group[name] for name in rule.options}}
         if chosen.many is not None:
             chosen.many(*zip(*((w.p, w.g, w.step, *w.slots) for w in works), strict=True), **options)
         else:
@@ -188,7 +190,7 @@ class RuleOptimizer(Optimizer):
             for write in w.write_back:
                 write()
 
-    def _prepare(self, p: Tensor, group: Options) -> _Work:
+    def _prepare(self, p: Tensor, group: Options) -> Work:
         """The tensors of parameter ``p`` as its rule wants them."""
         rule = self.rule_for(p.shape, group)
         chosen = self._implementation(p, group)
@@ -216,6 +218,8 @@ class RuleOptimizer(Optimizer):
             assert dims is not None
             seen = [None if t is None else s.view(t, dims) for s, t in zip(rule.slots, slots, strict=True)]
             work_p, work_g = matrix_view(x, dims), matrix_view(g, dims)
+        elif rule.shaped:
+            work_p, work_g, seen = x, g, slots
         else:
             x = x if is_dense(x) else x.contiguous()
             for i, slot in enumerate(slots):  # their layouts differ if the parameter's has changed since
@@ -226,7 +230,7 @@ class RuleOptimizer(Optimizer):
             work_p, work_g = flat(x), flat(in_layout_of(x, g))
         if x is not p:
             write_back.append(partial(assign, p, x, state, group))
-        return _Work(rule, chosen, work_p, work_g, state["step"], seen, write_back)
+        return Work(rule, chosen, work_p, work_g, state["step"], seen, write_back)
 
     def _state_of(self, p: Tensor, group: Options) -> dict[str, Tensor]:
         """The state of ``p``. What is missing is allocated: all at its first step, momentum when it is switched on."""
@@ -252,13 +256,17 @@ class RuleOptimizer(Optimizer):
         """
 
         def check(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            return checked_state_dict(saved, self.param_groups, self.defaults, self.rule_for, type(self).__name__)
+            return self._checked(saved)
 
         last = self.register_load_state_dict_pre_hook(check)  # after those of the user, which may replace the argument
         try:
             super().load_state_dict(state_dict)
         finally:
             last.remove()
+
+    def _checked(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """What `load_state_dict` may load of ``saved``: checked, and copied."""
+        return checked_state_dict(saved, self.param_groups, self.defaults, self.rule_for, type(self).__name__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "state" in state:
@@ -277,7 +285,7 @@ def _declined(
     return chosen.supports(p, g, slots, group)
 
 
-class _Work(NamedTuple):
+class Work(NamedTuple):
     """One tensor ready for its rule. ``write_back``: to do afterwards, in this order."""
 
     rule: Rule

@@ -104,9 +104,31 @@ def _seed(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be in [0, 2**32), got {value!r}")
 
 
+def _beta(name: str, value: Any) -> None:
+    if not 0.0 <= _number(name, value) < 1.0:
+        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+
+
+def _gammas(name: str, value: Any) -> None:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair (gamma1, gamma2), got {value!r}")
+    for i, gamma in enumerate(value):
+        _beta(f"{name}[{i}]", gamma)
+
+
+def _normalize(name: str, value: Any) -> None:
+    if value not in ("after", "before"):
+        raise ValueError(f"{name} must be 'after' or 'before' (the moving average), got {value!r}")
+
+
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "lr": _lr,
+    "beta": _beta,
     "betas": _betas,
+    "gammas": _gammas,
+    "damping": _positive,
+    "update_every": _at_least_one,
+    "normalize": _normalize,
     "eps": _not_negative,
     "eps2": _or_none(_not_negative, "makes the epsilon constant"),
     "eps_decay": _not_negative,

@@ -118,14 +118,19 @@ class Rule:
         function: ``function(p, g, step, *slots, **options)``: changes p and its slots in place, never g.
         slots: in the order of the function's arguments.
         factored: the function sees matrices ``(..., n, k)`` instead of flat vectors.
+        shaped: the function sees tensors in their own shapes and strides instead of flat vectors.
+        declared: arguments that are the class's affair and no option of a group.
         options: names of the group options the function takes; read off its signature.
     """
 
     function: Callable[..., None]
     slots: tuple[Slot, ...]
     factored: bool = False
+    shaped: bool = False
+    declared: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         parameters = inspect.signature(self.function).parameters.values()
-        object.__setattr__(self, "options", tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY))
+        options = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in self.declared)
+        object.__setattr__(self, "options", options)
