@@ -11,6 +11,7 @@ from torch import Tensor
 
 __all__ = ["compiled"]
 
+_SCHEDULED = ("lr", "beta", "betas")
 _VARIANTS = 64  # dtypes, momentum or none, clip or none, one element or more: each is a graph of its own
 
 
@@ -25,12 +26,15 @@ def compiled(rule: Callable[..., None]) -> Callable[..., None]:
     graph = torch.compile(rule, dynamic=True, fullgraph=True)
 
     @wraps(rule)
-    def run(*tensors: Tensor | None, lr: float | Tensor, betas: tuple[float, float], **options: Any) -> None:
+    def run(*tensors: Tensor | None, **options: Any) -> None:
+        scheduled = {name: _scalars(options.pop(name)) for name in _SCHEDULED if name in options}
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS, specialize_float=True):
-            graph(*tensors, lr=_scalar(lr), betas=tuple(map(_scalar, betas)), **options)
+            graph(*tensors, **scheduled, **options)
 
     return run
 
 
-def _scalar(x: float | Tensor) -> Tensor:
+def _scalars(x: float | Tensor | tuple[float, ...]) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(x, tuple | list):
+        return tuple(torch.tensor(number, dtype=torch.float64) for number in x)
     return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
