@@ -168,7 +168,7 @@ SLOW = {"compile": "each dtype, rank and set of options compiles for seconds; ru
 def _has(info: OptimizerInfo, backend: str) -> bool:
     """Whether this machine and this rule have the backend: so a new kernel meets every test unasked."""
     try:
-        info.make([torch.zeros(1)], backend=backend)
+        info.make([torch.zeros(1), torch.zeros(2, 2)], backend=backend, **info.small)
     except BackendUnavailableError:
         return False
     return True
