@@ -193,6 +193,6 @@ def _headline(spec: Spec) -> str:
 
 def _show(outcome: Outcome, folder: RunFolder, console: Console) -> None:
     console.print(terminal_table(outcome))
-    for paragraph in outcome.verdict:
-        console.print(paragraph, highlight=False)
+    for finding in outcome.verdict:
+        console.print(f"[bold]{finding.headline}[/bold] {finding.details}", highlight=False)
     console.print(f"\n{folder.report}", highlight=False, soft_wrap=True)

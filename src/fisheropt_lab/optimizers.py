@@ -68,10 +68,10 @@ CONTENDERS: dict[str, Contender] = {
             "NaturalAdam",
             _ours,
             NaturalAdam,
-            0.25,
+            0.06,
             "fisheropt.baselines.NaturalAdam; bounds the L2 norm of each tensor's update, hence the larger lr",
         ),
-        _contender("sgd", "SGD", _torch, torch.optim.SGD, 0.5, "torch.optim.SGD with momentum", momentum=0.9),
+        _contender("sgd", "SGD", _torch, torch.optim.SGD, 0.25, "torch.optim.SGD with momentum", momentum=0.9),
     )
 }
 

@@ -13,7 +13,7 @@ from fisheropt_lab.spec import Spec
 from fisheropt_lab.summary import Row, Spread, summarise
 from fisheropt_lab.tasks import TASKS, Unit
 from fisheropt_lab.timing import StepTime
-from fisheropt_lab.verdict import verdict
+from fisheropt_lab.verdict import Finding, verdict
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Outcome:
         return TASKS[self.spec.task].units
 
     @property
-    def verdict(self) -> list[str]:
+    def verdict(self) -> list[Finding]:
         return verdict(self.spec, self.rows, self.units[0].name)
 
     def to_json(self) -> dict[str, Any]:
         """What results.json holds: the table and all it is computed from."""
         return {
-            "verdict": self.verdict,
+            "verdict": [str(finding) for finding in self.verdict],
             "summary": [self._row_json(row) for row in self.rows],
             **self.manifest,
             **self.timing,

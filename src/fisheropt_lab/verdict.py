@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fisheropt_lab.spec import Spec
 from fisheropt_lab.summary import Row
 
 
-def verdict(spec: Spec, rows: list[Row], unit: str) -> list[str]:
-    """A paragraph per challenger, and one on the limits of the run. `unit` is the loss's own unit."""
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about the comparison."""
+
+    headline: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.headline} {self.details}".strip()
+
+
+def verdict(spec: Spec, rows: list[Row], unit: str) -> list[Finding]:
+    """A finding per challenger, then what limits them. `unit` is the loss's own unit."""
     baseline = rows[0]
-    paragraphs = [_against(baseline, row, spec, unit) for row in rows[1:]]
-    caveats = [_edge(row) for row in rows if row.edge]
-    caveats += [f"{row.label}: {row.diverged} of {row.trials} trials diverged." for row in rows if row.diverged]
-    if caveats:
-        paragraphs.append(" ".join(caveats))
-    return paragraphs
-
-
-def _against(baseline: Row, row: Row, spec: Spec, unit: str) -> str:
-    return " ".join(filter(None, (_loss(baseline, row, unit), _speed(baseline, row, spec), _cost(baseline, row))))
+    findings = [
+        Finding(
+            _loss(baseline, row, unit),
+            " ".join(filter(None, (_reach(baseline, row, spec), _time(baseline, row), _memory(baseline, row)))),
+        )
+        for row in rows[1:]
+    ]
+    findings += [_edge(row) for row in rows if row.edge]
+    findings += [
+        Finding(f"{row.label}: {row.diverged} of {row.trials} trials diverged.") for row in rows if row.diverged
+    ]
+    return findings
 
 
 def _loss(baseline: Row, row: Row, unit: str) -> str:
@@ -44,7 +59,7 @@ def _loss(baseline: Row, row: Row, unit: str) -> str:
     )
 
 
-def _speed(baseline: Row, row: Row, spec: Spec) -> str:
+def _reach(baseline: Row, row: Row, spec: Spec) -> str:
     """Steps to the baseline's best validation loss."""
     if row.reach is None:
         return ""
@@ -54,30 +69,25 @@ def _speed(baseline: Row, row: Row, spec: Spec) -> str:
         return f"It did not reach {goal} within {spec.steps} steps."
     if row.reach.median is None:
         return f"It reached {goal} in {row.reach.reached} of {seeds} seeds."
-    return (
-        f"It reached {goal} after {row.reach.median:g} of {spec.steps} steps "
-        f"(median over seeds, {row.reach.reached} of {seeds} got there; looked at every {spec.eval_every} steps)."
-    )
+    return f"It reached {goal} after {row.reach.median:g} of {spec.steps} steps ({row.reach.reached} of {seeds} seeds)."
 
 
-def _cost(baseline: Row, row: Row) -> str:
-    """Time and memory per step."""
-    sentence = ""
-    if row.step_time and baseline.step_time:
-        sentence = (
-            f"A training step takes {row.step_time.training_ms / baseline.step_time.training_ms:.2f} times as long "
-            f"({row.step_time.optimizer_ms:.2f} ms against {baseline.step_time.optimizer_ms:.2f} ms in the optimizer)"
-        )
-    if sentence and row.state_bytes_per_parameter is not None and baseline.state_bytes_per_parameter is not None:
-        return (
-            f"{sentence}; the optimizer keeps {row.state_bytes_per_parameter:.2f} bytes per parameter "
-            f"against {baseline.state_bytes_per_parameter:.2f}."
-        )
-    return sentence and sentence + "."
+def _time(baseline: Row, row: Row) -> str:
+    if row.step_time is None or baseline.step_time is None:
+        return ""
+    ratio = row.step_time.training_ms / baseline.step_time.training_ms
+    return f"A training step takes {ratio:.2f} times as long as with {baseline.label}."
 
 
-def _edge(row: Row) -> str:
-    return (
-        f"{row.label}'s best learning rate is the {row.edge} of its grid: a wider grid might have helped it, "
-        f"so read its loss as an upper bound."
+def _memory(baseline: Row, row: Row) -> str:
+    mine, theirs = row.state_bytes_per_parameter, baseline.state_bytes_per_parameter
+    if mine is None or theirs is None:
+        return ""
+    return f"State: {mine:.2f} bytes per parameter against {theirs:.2f}."
+
+
+def _edge(row: Row) -> Finding:
+    return Finding(
+        f"{row.label}'s best learning rate is the {row.edge} of its grid.",
+        "A wider grid might have helped it, so read its loss as an upper bound.",
     )

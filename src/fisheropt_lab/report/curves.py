@@ -41,7 +41,7 @@ def draw_curves(outcome: Outcome, path: Path) -> None:
 
 def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
     """Validation loss (bold: mean over seeds, band: their range) over smoothed training loss (thin)."""
-    first_losses = []
+    early_losses = []
     for row in outcome.rows:
         records = _at_best(outcome, row)
         if not records:
@@ -61,9 +61,9 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
         axis = axis[evaluated - 1]
         axes.fill_between(axis, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, linewidth=0)
         axes.plot(axis, losses.mean(axis=0), color=colour, marker=MARKERS[row.optimizer], markersize=5, linewidth=2)
-        first_losses.append(losses[:, 0].mean())
-    if first_losses:  # the fall from the first steps would squash everything that differs
-        axes.set_ylim(top=max(first_losses) * 1.02)
+        early_losses.append(losses.mean(axis=0)[: len(axis) // 10 + 1].min())
+    if early_losses:  # the fall of the first tenth would squash everything that differs later
+        axes.set_ylim(top=max(early_losses) * 1.02)
     if against_time:
         axes.set(title="Against wall-clock", xlabel="training time without evaluations (s)")
     else:

@@ -24,7 +24,7 @@ def render_page(outcome: Outcome, picture: Path) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2").render(
-        title=" against ".join(row.label for row in outcome.rows),
+        title=f"{outcome.rows[0].label} against {', '.join(row.label for row in outcome.rows[1:])}",
         outcome=outcome,
         spec=outcome.spec,
         manifest=outcome.manifest,

@@ -92,11 +92,13 @@ def terminal_table(outcome: Outcome) -> Table:
     for what, stack in stacks.items():
         units = [column.unit for column in stack]
         heading = "\n".join([what, *units] if len(units) > 1 else f"{what} {units[0]}".split())
+        one_line = what in ("Optimizer", "Validation", "Test")
+        kept_together = heading.split() + [cell for column in stack if one_line for cell in column.cells]
         table.add_column(
             heading,
             justify="left" if what == "Optimizer" else "right",
-            min_width=max(map(len, heading.split())),
-            no_wrap=what in ("Optimizer", "Validation", "Test"),
+            min_width=max(map(len, kept_together)),
+            no_wrap=one_line,
         )
     for i in range(len(outcome.rows)):
         table.add_row(*("\n".join(column.cells[i] for column in stack) for stack in stacks.values()))
