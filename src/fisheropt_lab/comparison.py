@@ -38,8 +38,9 @@ def run_comparison(
         _forget_losers(folder, [t for t in search if t.optimizer == trial.optimizer])
     chosen = best_lrs(spec, folder.records(search))
 
-    progress.phase("best learning rates on the other seeds")
     repeats = spec.repeat_trials(chosen)
+    if repeats:
+        progress.phase(f"best learning rates, seeds {', '.join(map(str, spec.seeds[1:]))}")
     for trial in repeats:
         _train(task, spec, trial, folder, progress, checkpoint_seconds)
 

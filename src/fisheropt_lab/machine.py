@@ -31,6 +31,7 @@ def hardware(device: torch.device, threads: int) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": usable_cores(),
         "threads": threads,
+        "waiting_threads": os.environ.get("OMP_WAIT_POLICY", "default").lower(),
         "device": device_name(device),
         "system": platform.platform(terse=True),
     }
