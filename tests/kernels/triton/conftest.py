@@ -1,0 +1,32 @@
+"""The kernels run on a GPU where there is one, and in Triton's interpreter where there is none.
+
+Triton decides when it is imported, so the variable is set while tests are collected, before any of them runs.
+"""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if importlib.util.find_spec("triton") is None:
+    collect_ignore_glob = ["*.py"]  # no wheels for this platform
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu():
+    """Numbers beyond a range are infinite without comment: the kernels compare with it, where NumPy warns."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    """A program takes a tile at a time, and the interpreter's time goes by tiles: small tensors meet all edges."""
+    from fisheropt.kernels.triton import _plan
+
+    monkeypatch.setattr(_plan, "TILING", _plan.Tiling(chunk=64, tile=32, warps=1))
