@@ -91,8 +91,8 @@ def compare(
     request = Request(
         task, quick, optimizers, size, steps, batch_size, seq_len, lrs, seeds, data, device, threads, backend
     )
-    prepared, spec = prepare(request)
     root = out or _default_folder(f"{task}-{request.preset}", resume)
+    prepared, spec = prepare(request)
     torch.set_num_threads(spec.threads)
     folder = RunFolder(root)
     folder.start(_manifest(prepared, spec), resume)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,9 +16,6 @@ from fisheropt import FAdafactor, FAdam
 from fisheropt.baselines import Adafactor, Adam, NaturalAdam
 from fisheropt_lab.errors import LabError
 
-Parameters = Iterable[nn.Parameter]
-Build = Callable[[Parameters, float, str], Optimizer]  # parameters, lr, backend
-
 
 @dataclass(frozen=True)
 class Contender:
@@ -26,52 +23,30 @@ class Contender:
 
     name: str  # on the command line
     label: str  # in tables and plots
+    cls: Callable[..., Optimizer]
     lr: float  # peak learning rate in the middle of the grid
-    options: dict[str, Any]  # what differs from the class's own defaults
-    note: str  # one line for the report: which class, and anything peculiar about its learning rate
-    build: Build
+    note: str  # for the report: where it comes from, and anything peculiar about its learning rate
+    options: dict[str, Any] = field(default_factory=dict)  # what differs from the defaults of the class
+    backends: bool = True  # whether it can be told which backend to use: fisheropt's can
+
+    def build(self, parameters: Iterable[nn.Parameter], lr: float, backend: str) -> Optimizer:
+        """The optimizer of these parameters."""
+        choice = {"backend": backend} if self.backends else {}
+        return self.cls(parameters, lr=lr, **self.options, **choice)
 
 
-def _torch(cls: type[Optimizer], **options: Any) -> Build:
-    return lambda parameters, lr, backend: cls(parameters, lr=lr, **options)
-
-
-def _ours(cls: type[Optimizer], **options: Any) -> Build:
-    return lambda parameters, lr, backend: cls(parameters, lr=lr, backend=backend, **options)
-
-
-def _contender(
-    name: str, label: str, family: Callable[..., Build], cls: type[Optimizer], lr: float, note: str, **options: Any
-) -> Contender:
-    return Contender(name, label, lr, options, note, family(cls, **options))
-
+AS_PRINTED = "fisheropt.baselines, as the FAdam paper prints it"
 
 CONTENDERS: dict[str, Contender] = {
     contender.name: contender
     for contender in (
-        _contender(
-            "adamw", "AdamW", _torch, torch.optim.AdamW, 4e-3, "torch.optim.AdamW, the fused implementation", fused=True
-        ),
-        _contender("fadam", "FAdam", _ours, FAdam, 4e-3, "fisheropt.FAdam"),
-        _contender("fadafactor", "FAdafactor", _ours, FAdafactor, 4e-3, "fisheropt.FAdafactor, with momentum"),
-        _contender(
-            "adafactor",
-            "Adafactor",
-            _ours,
-            Adafactor,
-            4e-3,
-            "fisheropt.baselines.Adafactor, as the FAdam paper prints it",
-        ),
-        _contender("adam", "Adam", _ours, Adam, 4e-3, "fisheropt.baselines.Adam, as the FAdam paper prints it"),
-        _contender(
-            "naturaladam",
-            "NaturalAdam",
-            _ours,
-            NaturalAdam,
-            0.06,
-            "fisheropt.baselines.NaturalAdam; bounds the L2 norm of each tensor's update, hence the larger lr",
-        ),
-        _contender("sgd", "SGD", _torch, torch.optim.SGD, 0.25, "torch.optim.SGD with momentum", momentum=0.9),
+        Contender("adamw", "AdamW", torch.optim.AdamW, 4e-3, "torch.optim, fused", {"fused": True}, backends=False),
+        Contender("fadam", "FAdam", FAdam, 4e-3, "fisheropt"),
+        Contender("fadafactor", "FAdafactor", FAdafactor, 4e-3, "fisheropt, with momentum"),
+        Contender("adafactor", "Adafactor", Adafactor, 4e-3, AS_PRINTED),
+        Contender("adam", "Adam", Adam, 4e-3, AS_PRINTED),
+        Contender("naturaladam", "NaturalAdam", NaturalAdam, 0.06, "fisheropt.baselines; lr bounds an L2 norm"),
+        Contender("sgd", "SGD", torch.optim.SGD, 0.25, "torch.optim, momentum", {"momentum": 0.9}, backends=False),
     )
 }
 

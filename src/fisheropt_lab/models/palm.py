@@ -67,9 +67,11 @@ class Rotary(nn.Module):
     A turn by t on the query and by s on the key leaves a score that depends on t - s only.
     """
 
+    frequency: Tensor  # (K/2,) radians per position
+
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        frequency = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)  # (K/2,) radians per position
+        frequency = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)  # (K/2,)
         self.register_buffer("frequency", frequency, persistent=False)
 
     def table(self, positions: int) -> tuple[Tensor, Tensor]:

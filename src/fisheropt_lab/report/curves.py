@@ -40,7 +40,11 @@ def draw_curves(outcome: Outcome, path: Path) -> None:
 
 
 def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
-    """Validation loss (bold: mean over seeds, band: their range) over smoothed training loss (thin)."""
+    """Validation loss (bold: mean over seeds, band: their range) over smoothed training loss (thin).
+
+    Time is the number of steps times the step time of the phase in which the optimizers take turns: the clock of the
+    trials themselves tells more about what else the machine was doing.
+    """
     early_losses = []
     for row in outcome.rows:
         records = _at_best(outcome, row)
@@ -49,9 +53,9 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
         colour = COLOURS[row.optimizer]
         window = max(1, outcome.spec.steps // 20)
         train = _over_seeds([_smooth(record.train_loss, window) for record in records]).mean(axis=0)
-        seconds = _over_seeds([np.array(record.train_seconds) for record in records]).mean(axis=0)
-        steps = np.arange(1, len(seconds) + 1)
-        axis = seconds if against_time else steps
+        length = min(len(record.train_loss) for record in records)
+        unit = row.step_time.training_ms / 1e3 if against_time and row.step_time else 1  # of the axis, per step
+        axis = unit * np.arange(1, length + 1)
         axes.plot(axis[len(axis) - len(train) :], train, color=colour, linewidth=1, alpha=0.55)
 
         losses = _over_seeds([np.array([e.loss for e in record.evaluations]) for record in records])
@@ -65,7 +69,7 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
     if early_losses:  # the fall of the first tenth would squash everything that differs later
         axes.set_ylim(top=max(early_losses) * 1.02)
     if against_time:
-        axes.set(title="Against wall-clock", xlabel="training time without evaluations (s)")
+        axes.set(title="Against wall-clock", xlabel="steps × step time (s), the optimizers timed in turns")
     else:
         axes.set(title="Against steps", xlabel="optimizer steps")
     axes.set_ylabel(f"loss ({outcome.units[0].name}): validation bold, training thin")

@@ -31,7 +31,9 @@ def render_page(outcome: Outcome, picture: Path) -> str:
         columns=columns(outcome),
         footnotes=footnotes(outcome),
         protocol=protocol(outcome.spec, outcome.manifest["task_protocol"]),
-        contenders=[(CONTENDERS[name], outcome.spec.lrs[name]) for name in outcome.spec.optimizers],
+        contenders=[
+            (CONTENDERS[name], _backends(outcome, name), outcome.spec.lrs[name]) for name in outcome.spec.optimizers
+        ],
         picture=base64.b64encode(picture.read_bytes()).decode("ascii"),
     )
 
@@ -53,9 +55,21 @@ def protocol(spec: Spec, task_protocol: list[str]) -> list[str]:
         "A seed fixes the initial weights and the order of the batches; both are the same for every optimizer.",
         "The test split is read once per chosen trial, after all choices are made. The means over seeds include the "
         "seed the learning rate was chosen on, so validation losses are slightly optimistic, for all optimizers alike.",
-        "Step times come from a separate phase in which the optimizers take turns on the same model. The time axis of "
-        "the plot is that of the trials themselves and suffers from whatever else the machine was doing.",
+        "Step times, and with them the time axis of the plot, come from a separate phase in which the optimizers take "
+        "turns on the same model, so that whatever else the machine does hits all alike. The clock of each trial is in "
+        "results.json too.",
     ]
+
+
+def _backends(outcome: Outcome, name: str) -> str:
+    """The backends an optimizer's trials ran on, with the number of parameter tensors each took."""
+    found = {
+        (backend, tensors)
+        for record in outcome.records
+        if record.trial.optimizer == name
+        for backend, tensors in record.backends.items()
+    }
+    return ", ".join(f"{backend} ({tensors} tensors)" for backend, tensors in sorted(found))
 
 
 def _factor(spec: Spec) -> float:

@@ -23,8 +23,10 @@ class Unit:
 class Task(Protocol):
     """Model, data, loss and metric. Nothing here may depend on the optimizer: that is what makes a comparison."""
 
-    units: tuple[Unit, ...]
-    """The units losses are quoted in; the first is the unit of `loss` itself."""
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units losses are quoted in; the first is the unit of `loss` itself."""
+        ...
 
     def describe_data(self) -> dict[str, Any]:
         """Source, hash and split sizes: identifies the data, goes into results.json and the report."""

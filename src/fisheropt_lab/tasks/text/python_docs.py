@@ -38,7 +38,7 @@ def python_docs() -> Corpus:
         raise LabError("this Python carries no standard library sources to read; pass your own text with --data")
     return Corpus(
         source=f"documentation prose of CPython {platform.python_version()} (reference topics and docstrings)",
-        how_split="by document, 90/5/5 by a hash of its name",
+        how_split="by document, about 90/5/5, by a hash of its name",
         sha256=sha.hexdigest(),
         **{split: ByteText([_array(chunks)]) for split, chunks in parts.items()},
     )
