@@ -69,7 +69,7 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
     if early_losses:  # the fall of the first tenth would squash everything that differs later
         axes.set_ylim(top=max(early_losses) * 1.02)
     if against_time:
-        axes.set(title="Against wall-clock", xlabel="steps × step time (s), the optimizers timed in turns")
+        axes.set(title="Against wall-clock", xlabel="steps times step time (s), timed in turns")
     else:
         axes.set(title="Against steps", xlabel="optimizer steps")
     axes.set_ylabel(f"loss ({outcome.units[0].name}): validation bold, training thin")
