@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fisheropt._options import check_options
+from fisheropt._shards import placed_like
 from fisheropt._state import Options, Rule
 from fisheropt._storage import storage_of
 
@@ -80,5 +81,5 @@ def _checked(saved: Mapping[str, Any], p: Tensor, options: Options, rule: Rule, 
                 raise ValueError(
                     f"{whose} has {key!r} of shape {tuple(saved[key].shape)}, {optimizer} needs {tuple(fresh.shape)}"
                 )
-            slots[key] = fresh.copy_(saved[key])
+            slots[key] = fresh.copy_(placed_like(fresh, saved[key]))
     return Loaded(slots)

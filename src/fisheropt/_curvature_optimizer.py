@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.parallel import DistributedDataParallel
 
 from fisheropt._optimizer import ParamsT, RuleOptimizer, Work
+from fisheropt._shards import is_dtensor
 from fisheropt._state import Options, working_dtype
 from fisheropt.fisher.curvature import Curvature, CurvatureSummary
 
@@ -70,6 +72,14 @@ class CurvatureOptimizer(RuleOptimizer):
             del self.param_groups[-1]
             raise
 
+    def _check_parameter(self, p: Tensor) -> None:
+        super()._check_parameter(p)
+        if is_dtensor(p):
+            raise TypeError(
+                f"{type(self).__name__} does not take sharded (DTensor) parameters, got one of shape {tuple(p.shape)}: "
+                "the factors are of whole layers; use DistributedDataParallel"
+            )
+
     def _named(self, params: Any) -> Any:
         """The parameters with their names in the model. What is no list of parameters is left for torch to refuse."""
         if isinstance(params, set) or not isinstance(params, Iterable):
@@ -102,7 +112,7 @@ class CurvatureOptimizer(RuleOptimizer):
 
     # -- the step -----------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # torch.compiler.disable would import the whole compiler with this module
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update the factors, if they are due, then every parameter that has a gradient.

@@ -19,6 +19,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from fisheropt._checkpoint import Loaded, checked_state_dict
 from fisheropt._layout import flat, in_layout_of, is_dense, same_layout
 from fisheropt._options import check_options
+from fisheropt._shards import Place, Shards, is_dtensor, local, place_of, placed_like
 from fisheropt._state import Options, Rule, factored_dims, matrix_view, working_dtype
 from fisheropt._storage import assign, storage_of
 from fisheropt.kernels import Implementation, implementation
@@ -75,11 +76,8 @@ class RuleOptimizer(Optimizer):
             raise TypeError(f"{name} takes floating-point parameters, got {which} and dtype {p.dtype}")
         if p.layout is not torch.strided:
             raise TypeError(f"{name} takes dense parameters, got {which} and layout {p.layout}")
-        if hasattr(p, "placements"):
-            raise TypeError(
-                f"this version of {name} does not take sharded (DTensor) parameters, got {which}: "
-                "its statistics are of whole tensors, and those of a shard would silently be others"
-            )
+        if is_dtensor(p) and any(placement.is_partial() for placement in p.placements):  # type: ignore[attr-defined]
+            raise TypeError(f"{name} takes sharded or replicated DTensor parameters, got {which} with partial sums")
 
     def _implementation(self, p: Tensor, group: Options) -> Implementation:
         return implementation(self.rule_for(p.shape, group).function, p.device.type, group["backend"])
@@ -95,6 +93,9 @@ class RuleOptimizer(Optimizer):
             for name, p in zip(names, group["params"], strict=True):
                 shadow = torch.empty_like(p, device="meta", requires_grad=False)  # same dtype, shape and strides
                 chosen, rule = self._implementation(p, group), self.rule_for(p.shape, group)
+                if is_dtensor(p) and chosen.backend != "eager":
+                    picked[name] = f"eager ({chosen.backend}: sharded parameter)"
+                    continue
                 kept = [slot for slot in rule.slots if slot.needed(group)]
                 stored = {s.name: storage_of(s, shadow, group).allocate(s, shadow, group)[s.name] for s in kept}
                 reason = _declined(chosen, shadow, shadow, [stored.get(s.name) for s in rule.slots], group)
@@ -165,15 +166,15 @@ class RuleOptimizer(Optimizer):
         if not params:
             return
         torch._foreach_add_([self._state_of(p, group)["step"] for p in params], 1)
-        batches: dict[tuple[int, int], list[Work]] = defaultdict(list)
+        batches: dict[tuple[int, int, bool], list[Work]] = defaultdict(list)
         for p in params:
             if p.numel() == 0:
                 continue
             work = self._prepare(p, group)
-            if work.implementation.many is None or work.write_back:
+            if work.place is None and (work.implementation.many is None or work.write_back):
                 self._run([work], group)  # at once: what was converted for one tensor is freed before the next
             else:
-                batches[id(work.rule), id(work.implementation)].append(work)
+                batches[id(work.rule), id(work.implementation), work.place is None].append(work)
         for batch in batches.values():
             self._run(batch, group)
 
@@ -181,7 +182,11 @@ class RuleOptimizer(Optimizer):
         """Step tensors of one rule and implementation."""
         rule, chosen = works[0].rule, works[0].implementation
         options = {**rule.declared, **{name: group[name] for name in rule.options}}
-        if chosen.many is not None:
+        if works[0].place is not None:
+            places = [w.place for w in works if w.place is not None]
+            tensors = zip(*((w.p, w.g, w.step, *w.slots) for w in works), strict=True)
+            chosen.one(*(None if t[0] is None else Shards(t, places) for t in tensors), **options)
+        elif chosen.many is not None:
             chosen.many(*zip(*((w.p, w.g, w.step, *w.slots) for w in works), strict=True), **options)
         else:
             for w in works:
@@ -194,11 +199,19 @@ class RuleOptimizer(Optimizer):
         """The tensors of parameter ``p`` as its rule wants them."""
         rule = self.rule_for(p.shape, group)
         chosen = self._implementation(p, group)
-        state = self.state[p]
-        kept = [slot if slot.needed(group) else None for slot in rule.slots]
-        slots = [None if slot is None else state[slot.name] for slot in kept]
         g = p.grad
         assert g is not None
+        state = self.state[p]
+        dims = factored_dims(p.shape, group["min_dim_size_to_factor"]) if rule.factored else None
+        place = None
+        if is_dtensor(p):
+            place = place_of(p, dims)
+            g = placed_like(p, g)
+            p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
+            if place is not None:
+                chosen = implementation(rule.function, p.device.type, "eager")
+        kept = [slot if slot.needed(group) else None for slot in rule.slots]
+        slots = [None if slot is None else state[slot.name] for slot in kept]
         if group["maximize"]:
             g = -g
         write_back: list[Callable[[], None]] = []
@@ -213,9 +226,7 @@ class RuleOptimizer(Optimizer):
             if chosen.native and chosen.supports(x, g, slots, group) is not None:
                 chosen = implementation(rule.function, p.device.type, "eager")
 
-        if rule.factored:
-            dims = factored_dims(p.shape, group["min_dim_size_to_factor"])
-            assert dims is not None
+        if dims is not None:
             seen = [None if t is None else s.view(t, dims) for s, t in zip(rule.slots, slots, strict=True)]
             work_p, work_g = matrix_view(x, dims), matrix_view(g, dims)
         elif rule.shaped:
@@ -230,7 +241,7 @@ class RuleOptimizer(Optimizer):
             work_p, work_g = flat(x), flat(in_layout_of(x, g))
         if x is not p:
             write_back.append(partial(assign, p, x, state, group))
-        return Work(rule, chosen, work_p, work_g, state["step"], seen, write_back)
+        return Work(rule, chosen, work_p, work_g, state["step"], seen, write_back, place)
 
     def _state_of(self, p: Tensor, group: Options) -> dict[str, Tensor]:
         """The state of ``p``. What is missing is allocated: all at its first step, momentum when it is switched on."""
@@ -286,7 +297,7 @@ def _declined(
 
 
 class Work(NamedTuple):
-    """One tensor ready for its rule. ``write_back``: to do afterwards, in this order."""
+    """One tensor ready for its rule. ``write_back``: to do afterwards, in this order; ``place``: if it is a shard."""
 
     rule: Rule
     implementation: Implementation
@@ -295,3 +306,4 @@ class Work(NamedTuple):
     step: Tensor
     slots: list[Tensor | None]
     write_back: list[Callable[[], None]]
+    place: Place | None

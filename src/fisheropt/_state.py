@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fisheropt._shards import is_dtensor, sharded_full
+
 __all__ = ["Options", "Rule", "Slot", "StateDtype", "factored_dims", "matrix_view", "needs_momentum", "working_dtype"]
 
 Options = Mapping[str, Any]
@@ -87,8 +89,7 @@ class Slot:
         """The slot's shape for a parameter of ``shape``."""
         if self.summed_over is None:
             return tuple(shape)
-        row, column = self._dims(shape, options)
-        gone = column if self.summed_over == "columns" else row
+        gone = self._gone(shape, options)
         return tuple(size for d, size in enumerate(shape) if d != gone)
 
     def view(self, x: Tensor, dims: tuple[int, int]) -> Tensor:
@@ -102,12 +103,16 @@ class Slot:
         """The slot of parameter ``p`` at the start."""
         if self.summed_over is None:
             return torch.full_like(p, self.init, dtype=dtype, requires_grad=False)
+        if is_dtensor(p):
+            return sharded_full(p, self._gone(p.shape, options), self.init, dtype)
         return torch.full(self.shape(p.shape, options), self.init, dtype=dtype, device=p.device)
 
-    def _dims(self, shape: torch.Size, options: Options) -> tuple[int, int]:
+    def _gone(self, shape: torch.Size, options: Options) -> int:
+        """The dimension of the parameter that is summed away."""
         dims = factored_dims(shape, options["min_dim_size_to_factor"])
         assert dims is not None, "a rule with factored slots was chosen for a tensor that is not factored"
-        return dims
+        row, column = dims
+        return column if self.summed_over == "columns" else row
 
 
 @dataclass(frozen=True)

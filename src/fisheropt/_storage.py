@@ -14,6 +14,7 @@ from torch import Tensor
 from fisheropt._layout import flat, in_layout_of
 from fisheropt._math import quotient
 from fisheropt._rounding import noise, round_to_bfloat16
+from fisheropt._shards import is_dtensor
 from fisheropt._state import Options, Slot, working_dtype
 
 __all__ = ["BLOCK", "MIN_SIZE_8BIT", "Storage", "assign", "storage_of"]
@@ -140,14 +141,15 @@ _PLAIN, _BRAIN16, _BLOCKS8 = Plain(), Brain16(), Blocks8()
 def storage_of(slot: Slot, p: Tensor, options: Options) -> Storage:
     """How this slot of parameter ``p`` is kept under the group's ``state_dtype``.
 
-    Row and column sums are small and keep full precision, as does everything of a float64 parameter.
+    Row and column sums are small and keep full precision, as does everything of a float64 parameter. Blocks of 8-bit
+    numbers would not survive another sharding, so DTensor parameters keep full precision too.
     """
     state_dtype = options["state_dtype"]
     if slot.summed_over is not None or p.dtype == torch.float64:
         return _PLAIN
     if state_dtype == torch.bfloat16:
         return _BRAIN16
-    if state_dtype == "int8" and p.numel() >= MIN_SIZE_8BIT:
+    if state_dtype == "int8" and p.numel() >= MIN_SIZE_8BIT and not is_dtensor(p):
         return _BLOCKS8
     return _PLAIN
 

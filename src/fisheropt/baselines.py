@@ -41,14 +41,13 @@ from torch import Tensor
 
 from fisheropt._math import (
     bias_correction,
-    clip_by_norm,
-    clip_by_rms,
+    clip_by_norm_,
+    clip_by_rms_,
     debiased,
     outer_fisher,
     quotient,
+    row_and_column_sums,
     square,
-    sum_columns,
-    sum_rows,
 )
 from fisheropt._optimizer import ParamsT, RuleOptimizer
 from fisheropt._state import Options, Rule, Slot, StateDtype, factored_dims, needs_momentum
@@ -74,7 +73,8 @@ def adam(
     mhat = g if m is None else m.mul_(beta1).add_(g * (1 - beta1)) / bias_correction(beta1, step)
     f.mul_(beta2).add_(square(g).mul_(1 - beta2))
     d = (f / bias_correction(beta2, step)).sqrt_().add_(eps)
-    u = clip_by_rms(quotient(mhat, d), clip)
+    u = quotient(mhat, d)
+    clip_by_rms_(clip, u)
     p.sub_(u.add_(p, alpha=weight_decay).mul_(lr))
 
 
@@ -94,9 +94,9 @@ def adafactor(
 ) -> None:
     """Adafactor as in arXiv:2405.12807, Algorithm 4: one step of one matrix, or batch of matrices, in place."""
     b2hat, one_minus_b2hat = debiased(betas[1], step)
-    g2 = square(g).add_(eps)
-    R.mul_(b2hat).add_(sum_columns(g2).mul_(one_minus_b2hat))
-    C.mul_(b2hat).add_(sum_rows(g2).mul_(one_minus_b2hat))
+    row_sums, column_sums = row_and_column_sums(square(g).add_(eps))
+    R.mul_(b2hat).add_(row_sums.mul_(one_minus_b2hat))
+    C.mul_(b2hat).add_(column_sums.mul_(one_minus_b2hat))
     _adafactor_descent(p, g, outer_fisher(R, C), m, lr=lr, beta1=betas[0], clip=clip, weight_decay=weight_decay)
 
 
@@ -130,7 +130,9 @@ def _adafactor_descent(
     clip: float | None,
     weight_decay: float,
 ) -> None:
-    u = clip_by_rms(quotient(g, f.sqrt()), clip).mul_(lr)
+    u = quotient(g, f.sqrt())
+    clip_by_rms_(clip, u)
+    u = u * lr
     m = u if m is None else m.mul_(beta1).add_(u.mul_(1 - beta1))
     p.sub_(m.add(p, alpha=weight_decay))
 
@@ -154,7 +156,8 @@ def naturaladam(
     mhat = g if m is None else m.mul_(beta1).add_(g * (1 - beta1)) / bias_correction(beta1, step)
     s.mul_(beta2).add_(square(g).mul_(1 - beta2))
     d = (s / bias_correction(beta2, step)).sqrt_().add_(eps / (1 + eps_decay * step.double()))
-    u = clip_by_norm(quotient(mhat, d), max_norm)
+    u = quotient(mhat, d)
+    clip_by_norm_(max_norm, u)
     p.sub_(u.add_(quotient(p, d), alpha=weight_decay).mul_(lr))
 
 

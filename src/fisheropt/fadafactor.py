@@ -32,7 +32,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fisheropt._math import debiased, outer_fisher, square, sum_columns, sum_rows
+from fisheropt._math import debiased, outer_fisher, row_and_column_sums, square
 from fisheropt._optimizer import ParamsT, RuleOptimizer
 from fisheropt._state import Options, Rule, Slot, StateDtype, factored_dims, needs_momentum
 from fisheropt.fadam import FADAM, natural_descent
@@ -59,9 +59,9 @@ def fadafactor(
     """FAdafactor, Algorithm 2: one step of one matrix, or batch of matrices, in place."""
     beta1, beta2 = betas
     b2hat, one_minus_b2hat = debiased(beta2, step)  # line 6
-    g2 = square(g)
-    R.mul_(b2hat).add_(sum_columns(g2).mul_(one_minus_b2hat))  # line 7
-    C.mul_(b2hat).add_(sum_rows(g2).mul_(one_minus_b2hat))  # line 8
+    row_sums, column_sums = row_and_column_sums(square(g))
+    R.mul_(b2hat).add_(row_sums.mul_(one_minus_b2hat))  # line 7
+    C.mul_(b2hat).add_(column_sums.mul_(one_minus_b2hat))  # line 8
     f = outer_fisher(R, C)  # line 9
     natural_descent(p, g, f, m, lr=lr, beta1=beta1, eps=eps, eps2=eps2, clip=clip, rho=rho, weight_decay=weight_decay)
 

@@ -47,7 +47,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fisheropt._math import clip_by_rms, debiased, power, quotient, rms, square
+from fisheropt._math import clip_by_rms_, debiased, power, quotient, rms, square
 from fisheropt._optimizer import ParamsT, RuleOptimizer
 from fisheropt._state import Options, Rule, Slot, StateDtype, needs_momentum
 
@@ -91,15 +91,13 @@ def natural_descent(
     weight_decay: float,
 ) -> None:
     """Lines 8 to 14 of Algorithm 1, which are also those of Algorithm 2: descend along g in the metric f."""
-    ehat = eps if eps2 is None else rms(g).mul_(eps2).clamp_(max=eps)  # line 8
+    ehat = eps if eps2 is None else rms(g)[0].mul_(eps2).clamp_(max=eps)  # line 8
     d = power(f, rho).add_(ehat ** (2 * rho))  # the metric of lines 9 and 12
-    gbar = clip_by_rms(quotient(g, d), clip)  # lines 9 and 10, deviations 3 and 4
+    gbar = quotient(g, d)  # line 9, deviations 3 and 4
+    gw = quotient(p, d) if weight_decay > 0 else None  # line 12
+    clip_by_rms_(clip, gbar, gw)  # lines 10 and 13, in one place so that the shards of a tensor meet once for both
     m = gbar if m is None else m.mul_(beta1).add_(gbar.mul_(1 - beta1))  # line 11
-    if weight_decay == 0:
-        p.sub_(m * lr)  # line 14
-    else:
-        gw = clip_by_rms(quotient(p, d), clip)  # lines 12 and 13
-        p.sub_(gw.mul_(weight_decay).add_(m).mul_(lr))  # line 14
+    p.sub_((m if gw is None else gw.mul_(weight_decay).add_(m)) * lr)  # line 14
 
 
 FADAM = Rule(

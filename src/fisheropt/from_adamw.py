@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fisheropt._math import bias_correction, clip_by_rms, power, quotient
+from fisheropt._math import bias_correction, clip_by_rms_, power, quotient
 from fisheropt._state import working_dtype
 from fisheropt._storage import storage_of
 from fisheropt.fadam import FADAM, FAdam
@@ -117,7 +117,8 @@ def _converted(p: Tensor, state: Mapping[str, Any], beta2: float, group: Mapping
     step = torch.as_tensor(state["step"]).reshape(()).to(p.device, torch.int64, copy=True)
     f = state["exp_avg_sq"].to(p.device, precision) / bias_correction(beta2, step)
     d = power(f, group["rho"]).add_(group["eps"] ** (2 * group["rho"]))
-    m = clip_by_rms(quotient(state["exp_avg"].to(p.device, precision), d), group["clip"])
+    m = quotient(state["exp_avg"].to(p.device, precision), d)
+    clip_by_rms_(group["clip"], m)
     converted = {"step": step}
     for slot, value in zip(FADAM.slots, (f, m), strict=True):
         if slot.needed(group):
