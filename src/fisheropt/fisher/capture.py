@@ -28,6 +28,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
 __all__ = ["Capture", "Receiver"]
@@ -172,7 +173,7 @@ class _ForwardHook:
         self._capture = None if capture is None else weakref.ref(capture)
 
     # where torch.compile meets it, the graph ends, this runs as it is, and another graph begins
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # torch.compiler.disable would import the whole compiler with this module
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         capture = None if self._capture is None else self._capture()
         if capture is not None:
