@@ -59,7 +59,7 @@ def checked_state_dict(
             if states.get(key):
                 whose = f"the saved state of {name}, of shape {tuple(p.shape)},"
                 states[key] = _checked(states[key], p, saved, rule_for(p.shape, saved), whose, optimizer)
-        check_options(saved, defaults, optimizer)
+        check_options(saved, defaults, optimizer, loaded=True)
     return {**state_dict, "state": states, "param_groups": saved_groups}
 
 

@@ -18,10 +18,7 @@ from fisheropt.kernels import BACKENDS
 
 __all__ = ["check_options"]
 
-_BOOKKEEPING = frozenset(
-    {"params", "param_names", "name", "initial_lr", "swa_lr", "lr_scale"}
-    | {"max_lr", "min_lr", "max_momentum", "base_momentum"}  # of OneCycleLR and CyclicLR
-)
+_BOOKKEEPING = frozenset({"params", "param_names", "name", "initial_lr", "swa_lr", "lr_scale"})
 """Keys of a group that belong to torch, its schedulers or the layer-wise decay of timm, not to a rule."""
 
 _OF_TORCH = frozenset({"foreach", "fused", "capturable", "differentiable", "amsgrad", "decoupled_weight_decay"})
@@ -146,13 +143,15 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
 }
 
 
-def check_options(group: Mapping[str, Any], known: Iterable[str], optimizer: str) -> None:
+def check_options(group: Mapping[str, Any], known: Iterable[str], optimizer: str, loaded: bool = False) -> None:
     """Check every option of a parameter group.
 
     Args:
         group: option -> value; keys that start with an underscore are the caller's own and pass.
         known: the options of the optimizer.
         optimizer: its name, for the messages.
+        loaded: the group comes from a checkpoint, where schedulers and other tools may have left keys of their own;
+            then only the options of torch's optimizers are refused, for the checkpoint is one of theirs.
 
     Raises:
         ValueError: an option is unknown or out of its range.
@@ -162,7 +161,7 @@ def check_options(group: Mapping[str, Any], known: Iterable[str], optimizer: str
     for name, value in group.items():
         if name in known:
             _CHECKS[name](name, value)
-        elif name not in _BOOKKEEPING and not name.startswith("_"):
+        elif name in _OF_TORCH or not (loaded or name in _BOOKKEEPING or name.startswith("_")):
             raise ValueError(f"unknown option {name!r} for {optimizer}; {_advice(name, known)}")
 
 

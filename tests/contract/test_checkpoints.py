@@ -57,6 +57,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(info, backend):
 
 
 @each_optimizer
+def test_what_a_scheduler_left_in_a_group_is_kept(info):
+    optimizer = trained(info)
+    optimizer.param_groups[0]["phase_of_my_scheduler"] = 3
+    other = empty_twin(info, optimizer)
+    other.load_state_dict(saved(optimizer))
+    assert other.param_groups[0]["phase_of_my_scheduler"] == 3
+
+
+@each_optimizer
 def test_a_checkpoint_before_the_first_step_loads(info):
     optimizer = trained(info, steps=0)
     other = empty_twin(info, optimizer)
@@ -249,8 +258,8 @@ def a_wrong_value(state_dict):
     state_dict["param_groups"][1]["lr"] = -1.0
 
 
-def an_unknown_option(state_dict):
-    state_dict["param_groups"][1]["wieght_decay"] = 0.1
+def an_option_of_torchs_own_optimizers(state_dict):
+    state_dict["param_groups"][1]["fused"] = True
 
 
 BROKEN = (
@@ -262,7 +271,7 @@ BROKEN = (
     a_group_too_few,
     a_parameter_too_few,
     a_wrong_value,
-    an_unknown_option,
+    an_option_of_torchs_own_optimizers,
 )
 
 
