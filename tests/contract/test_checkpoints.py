@@ -293,7 +293,7 @@ def refused(optimizer, state_dict, match):
 def test_a_broken_checkpoint_is_refused_and_changes_nothing(info, broken):
     state_dict = copy.deepcopy(trained(info).state_dict())
     broken(state_dict)
-    refused(trained(info, steps=1), state_dict, match=r"state|group|lr|wieght_decay")
+    refused(trained(info, steps=1), state_dict, match=r"state|group|lr|fused")
 
 
 @pytest.mark.parametrize(
