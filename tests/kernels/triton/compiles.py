@@ -20,10 +20,15 @@ from fisheropt.kernels.triton._plan import TILING
 
 H100 = GPUTarget("cuda", 90, 32)
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-POINTERS = {"numbers": "*fp64", "partial": "*fp64", "marks": "*i32"}
-TABLES = ("addresses", "sizes", "first", "owner")
+POINTERS = {"marks": "*i32", "shares": "*fp32"}
+SUMS = ("numbers", "partial", "by_row", "by_column", "whole")
+TABLES = ("addresses", "sizes", "first", "owner", "table", "strip_owner", "block_owner", "matrix_owner")
 COUNTS = ("tensors", "chunks", "again")
-PLAN = {"P": "float32", "G": "float32", "ALIGNED": True, "CHUNK": TILING.chunk, "TILE": TILING.tile}
+PLAN = {
+    "P": "float32", "G": "float32", "ALIGNED": True, "CHUNK": TILING.chunk, "TILE": TILING.tile,
+    "ROWS": TILING.rows, "COLUMNS": TILING.columns, "GRADIENT": 1, "ROW": 3, "COLUMN": 4, "B2HAT": 0,
+    "ONE_MINUS_B2HAT": 1,
+}  # fmt: skip
 ALL = {**PLAN, "ADAPTIVE": True, "CLIP": True, "DECAY": True, "MOMENTUM": True}
 NONE = {**PLAN, "P": "bfloat16", "G": "float16", "ADAPTIVE": False, "CLIP": False, "DECAY": False, "MOMENTUM": False}
 VARIANTS = ({**ALL, **exponent(0.5)}, {**NONE, **exponent(0.7)}, {**NONE, **exponent(1.0), "CLIP": True})
@@ -32,6 +37,8 @@ VARIANTS = ({**ALL, **exponent(0.5)}, {**NONE, **exponent(0.7)}, {**NONE, **expo
 def signature(name: str) -> str:
     if name.isupper():
         return "constexpr"
+    if name in SUMS:
+        return "*fp64"
     return POINTERS.get(name) or ("*i64" if name in TABLES else "i32" if name in COUNTS else "i64")
 
 

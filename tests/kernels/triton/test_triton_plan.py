@@ -39,10 +39,11 @@ def test_a_graph_cannot_be_captured_before_its_plan_is_made(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     layout = _plan.Layout(torch.device("cuda"), "float32", "float32", True)
     with pytest.raises(RuntimeError, match=r"zero_grad\(set_to_none=False\)"):
-        _plan._plan(layout, ((16, 32, 48, 64, 0),), (7,), _plan.TILING)
+        _plan._plan(layout, ((16, 32, 48, 64, 0),), (torch.Size([7]),), _plan.TILING)
 
 
-LEAVES = (("fadam", "_gather"), ("fadam", "_apply"))  # kernels that touch every number
+STREAMING = ("_gather", "_apply")  # kernels that touch every number
+LEAVES = tuple((rule, kernel) for rule in ("fadam", "fadafactor") for kernel in STREAMING)
 
 # -- bytes per parameter -----------------------------------------------------------------------------------------------
 
@@ -56,6 +57,9 @@ TRAFFIC = [
     ("FAdam", {"clip": None}, F32, 4, 16, 12),
     ("FAdam", {"clip": None, "eps2": None}, F32, 0, 16, 12),
     ("FAdam", {"eps": 10.0}, F32, 4 + 12, 16, 12),  # ehat is not eps: from the second step on, another look
+    ("FAdafactor", {}, F32, 4 + 8, 12, 8),
+    ("FAdafactor", {}, BF16, 2 + 4, 8, 6),
+    ("FAdafactor", {"momentum": False, "weight_decay": 0.0}, F32, 4 + 4, 8, 4),
 ]
 
 
@@ -66,8 +70,8 @@ def test_the_bytes_a_step_moves(monkeypatch, name, options, dtype, look, read, w
     """Counted where the interpreter touches memory, in and out of the tensors of the parameter."""
     from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
-    p = torch.nn.Parameter(torch.ones(70, dtype=dtype))
-    optimizer = INFO[name].make([p], backend="triton", **options)
+    p = torch.nn.Parameter(torch.ones(7, 10, dtype=dtype))
+    optimizer = INFO[name].make([p], backend="triton", **INFO[name].small, **options)
     p.grad = torch.ones_like(p)
     optimizer.step()
     moved = Counter()
@@ -77,7 +81,7 @@ def test_the_bytes_a_step_moves(monkeypatch, name, options, dtype, look, read, w
             mask = next(a.data for a in arguments if isinstance(a, TensorHandle) and a.data.dtype.kind == "b")
             for x in (p, p.grad, *optimizer.state[p].values()):
                 there = (pointers.data >= x.data_ptr()) & (pointers.data < x.data_ptr() + x.nbytes)
-                if x.dim():  # the step is a number of 8 bytes for the whole tensor
+                if x.shape == p.shape:  # the step, and row and column sums, are few
                     moved[what] += int((there & mask).sum()) * x.itemsize
             return original(pointers, *arguments)
 

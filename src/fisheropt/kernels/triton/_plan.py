@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fisheropt.kernels.triton._memory import DTYPES
 
-__all__ = ["MARKS", "NUMBERS", "Layout", "Plan", "Tiling", "plans", "supports", "touched"]
+__all__ = ["MARKS", "NUMBERS", "Layout", "Plan", "Tiling", "plans", "shared_out", "supports", "touched", "upload"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class Tiling:
     Attributes:
         chunk: elements per program.
         tile: elements at a time; of them each thread holds a few, all tensors of a rule together.
+        rows, columns: of a part of a matrix whose row and column sums a program takes.
         warps: of 32 threads each.
     """
 
     chunk: int = 16384
     tile: int = 1024
+    rows: int = 64
+    columns: int = 256
     warps: int = 8
 
 
@@ -62,12 +66,13 @@ class Layout:
     ALIGNED: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The tensors of one layout.
 
     Attributes:
         layout: what they have in common.
+        shapes: of each.
         tensors: how many there are.
         chunks: how many they are cut into.
         addresses: int64 (rows, tensors): of p, g, step, and each slot that is there.
@@ -81,6 +86,7 @@ class Plan:
     """
 
     layout: Layout
+    shapes: tuple[torch.Size, ...]
     tensors: int
     chunks: int
     addresses: Tensor
@@ -119,6 +125,18 @@ class Plan:
         }
 
     @property
+    def by_strip(self) -> dict[str, Any]:
+        """Arguments of a kernel that takes or adds up sums by row and column."""
+        return {
+            "addresses": self.addresses,
+            "sizes": self.sizes,
+            "tensors": self.tensors,
+            "ROWS": self.tiling.rows,
+            "COLUMNS": self.tiling.columns,
+            "num_warps": self.tiling.warps,
+        }
+
+    @property
     def sums(self) -> dict[str, Any]:
         """Arguments of a kernel that takes or adds up sums."""
         return {"partial": self.partial, "marks": self.marks}
@@ -143,53 +161,61 @@ def plans(
         RuntimeError: a CUDA graph is being captured, and there is no plan for tensors at these addresses.
     """
     rows: dict[Layout, list[tuple[int, ...]]] = defaultdict(list)
-    sizes: dict[Layout, list[int]] = defaultdict(list)
+    shapes: dict[Layout, list[torch.Size]] = defaultdict(list)
     for tensors in zip(p, g, step, *slots, strict=True):
         x, gradient = tensors[0], tensors[1]
         assert x is not None
         assert gradient is not None
-        if size := x.numel():
+        if x.numel():
             addresses = tuple(0 if t is None else t.data_ptr() for t in tensors)
             aligned = all(
                 a % 16 == 0 for i, a in enumerate(addresses) if i != 2
             )  # all but the step, which is one number
             layout = Layout(x.device, DTYPES[x.dtype], DTYPES[gradient.dtype], aligned)
             rows[layout].append(addresses)
-            sizes[layout].append(size)
+            shapes[layout].append(x.shape)
     for layout in rows:
-        yield _plan(layout, tuple(rows[layout]), tuple(sizes[layout]), TILING)
+        yield _plan(layout, tuple(rows[layout]), tuple(shapes[layout]), TILING)
 
 
 @lru_cache(maxsize=_PLANS)
-def _plan(layout: Layout, rows: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], tiling: Tiling) -> Plan:
+def _plan(layout: Layout, rows: tuple[tuple[int, ...], ...], shapes: tuple[torch.Size, ...], tiling: Tiling) -> Plan:
     if layout.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a CUDA graph is being captured, but the tensors of this step are not where they were in the steps before; "
             "take a step outside of the graph first, and keep the gradients in place: zero_grad(set_to_none=False)"
         )
-    counts = [-(-size // tiling.chunk) for size in sizes]
-    first = [0]
-    for count in counts:
-        first.append(first[-1] + count)
-    owner = [t for t, count in enumerate(counts) for _ in range(count)]
+    sizes = [shape.numel() for shape in shapes]
+    first, owner = shared_out([-(-size // tiling.chunk) for size in sizes])
     columns = [a for column in zip(*rows, strict=True) for a in column]
-    table = torch.tensor([*columns, *sizes, *first, *owner], dtype=torch.int64)
-    if layout.device.type == "cuda":
-        table = table.pin_memory().to(layout.device, non_blocking=True)  # nobody waits for it but the kernels
-    addresses, of_sizes, of_first, of_owner = torch.split(table, [len(columns), len(sizes), len(first), len(owner)])
+    addresses, of_sizes, of_first, of_owner = upload(layout.device, columns, sizes, first, owner)
     return Plan(
         layout,
-        tensors=len(sizes),
-        chunks=len(owner),
-        addresses=addresses,
-        sizes=of_sizes,
-        first=of_first,
-        owner=of_owner,
+        shapes,
+        len(sizes),
+        len(owner),
+        addresses,
+        of_sizes,
+        of_first,
+        of_owner,
         partial=torch.zeros(SUMS, len(owner), dtype=torch.float64, device=layout.device),
         numbers=torch.zeros(len(sizes), NUMBERS.value, dtype=torch.float64, device=layout.device),
         marks=torch.zeros(len(sizes), MARKS.value, dtype=torch.int32, device=layout.device),
         tiling=tiling,
     )
+
+
+def shared_out(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Who works on what, if each of some tensors needs so many programs: the first of each, and the tensor of each."""
+    return [0, *accumulate(counts)], [t for t, count in enumerate(counts) for _ in range(count)]
+
+
+def upload(device: torch.device, *tables: Sequence[int]) -> tuple[Tensor, ...]:
+    """The tables on a device, int64, in one copy for which nobody waits but the kernels."""
+    together = torch.tensor([x for table in tables for x in table], dtype=torch.int64)
+    if device.type == "cuda":
+        together = together.pin_memory().to(device, non_blocking=True)
+    return torch.split(together, [len(table) for table in tables])
 
 
 def touched(*rows: Sequence[Tensor | None]) -> None:

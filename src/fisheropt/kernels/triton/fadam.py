@@ -42,11 +42,14 @@ from fisheropt.kernels.triton._numbers import (
 from fisheropt.kernels.triton._plan import MARKS, NUMBERS, plans, supports, touched
 from fisheropt.kernels.triton._sums import span, total
 
-__all__ = ["fadam", "fadam_many", "supports"]
+__all__ = [
+    "B2HAT", "EPSILON", "GBAR", "GBAR2", "GW", "GW2", "ONE_MINUS_B2HAT",
+    "descent", "fadam", "fadam_many", "metric", "prepare", "resolve", "supports",
+]  # fmt: skip
 
 _P, _G, _STEP, _F, _M = (tl.constexpr(row) for row in range(5))  # rows of addresses
-_B2HAT, _ONE_MINUS_B2HAT, _EPSILON, _GBAR, _GW = (tl.constexpr(n) for n in range(5))  # of a tensor's numbers
-_G2, _GBAR2, _GW2 = (tl.constexpr(row) for row in range(3))  # rows of sums per chunk
+B2HAT, ONE_MINUS_B2HAT, EPSILON, GBAR, GW = (tl.constexpr(n) for n in range(5))  # of a tensor's numbers
+_G2, GBAR2, GW2 = (tl.constexpr(row) for row in range(3))  # rows of sums per chunk
 # marks of a tensor: ehat was below eps in the last step; gbar and gw are yet to be summed
 _BELOW, _STALE = (tl.constexpr(n) for n in range(2))
 
@@ -60,8 +63,27 @@ def _fisher(f, g, b2hat, one_minus_b2hat):  # type: ignore[no-untyped-def]
 
 
 @device
-def _metric(f, epsilon, RHO: tl.constexpr, RHO_HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
+def metric(f, epsilon, RHO: tl.constexpr, RHO_HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
     return power(f, RHO, RHO_HIGH) + epsilon  # of lines 9 and 12; epsilon is ehat^(2 rho)
+
+
+@device
+def descent(  # type: ignore[no-untyped-def]
+    p, g, m, d, gbar_clip, gw_clip, eta, beta1, one_minus_beta1, decay,
+    CLIP: tl.constexpr, DECAY: tl.constexpr, MOMENTUM: tl.constexpr,
+):  # fmt: skip
+    """Lines 9 to 14, which are also those of Algorithm 2: the new p and m."""
+    gbar = quotient(g, d)  # line 9
+    if CLIP:
+        gbar = tl.div_rn(gbar, gbar_clip)  # line 10
+    m = beta1 * m + one_minus_beta1 * gbar if MOMENTUM else gbar  # line 11
+    u = m
+    if DECAY:
+        gw = quotient(p, d)  # line 12
+        if CLIP:
+            gw = tl.div_rn(gw, gw_clip)  # line 13
+        u = m + decay * gw
+    return p - eta * u, m  # line 14
 
 
 @device
@@ -77,7 +99,7 @@ def _look(  # type: ignore[no-untyped-def]
     if CLIP:
         if ehat_known:
             f = _fisher(load(f_, i, stop, FULL, "float32", ALIGNED), g, b2hat, one_minus_b2hat)
-            d = _metric(f, epsilon, RHO, RHO_HIGH)
+            d = metric(f, epsilon, RHO, RHO_HIGH)
             gbar = quotient(g, d).to(tl.float64)  # line 9
             gbar2 += gbar * gbar
             if DECAY:
@@ -99,35 +121,30 @@ def _step(  # type: ignore[no-untyped-def]
     p = load(p_, i, stop, FULL, P, ALIGNED)
     g = load(g_, i, stop, FULL, G, ALIGNED)
     f = _fisher(load(f_, i, stop, FULL, "float32", ALIGNED), g, b2hat, one_minus_b2hat)  # line 7
-    d = _metric(f, epsilon, RHO, RHO_HIGH)
-    m = quotient(g, d)  # line 9
-    if CLIP:
-        m = tl.div_rn(m, gbar_clip)  # line 10
+    d = metric(f, epsilon, RHO, RHO_HIGH)
+    m = g  # without momentum it is gbar, whatever is here
     if MOMENTUM:
-        m = beta1 * load(m_, i, stop, FULL, "float32", ALIGNED) + one_minus_beta1 * m  # line 11
+        m = load(m_, i, stop, FULL, "float32", ALIGNED)
+    p, m = descent(p, g, m, d, gbar_clip, gw_clip, eta, beta1, one_minus_beta1, decay, CLIP, DECAY, MOMENTUM)
+    if MOMENTUM:
         store(m_, i, stop, m, FULL, "float32", ALIGNED)
-    if DECAY:
-        gw = quotient(p, d)  # line 12
-        if CLIP:
-            gw = tl.div_rn(gw, gw_clip)  # line 13
-        m += decay * gw
     store(f_, i, stop, f, FULL, "float32", ALIGNED)
-    store(p_, i, stop, p - eta * m, FULL, P, ALIGNED)  # line 14
+    store(p_, i, stop, p, FULL, P, ALIGNED)
 
 
 # -- the launches -----------------------------------------------------------------------------------------------------
 
 
 @kernel
-def _prepare(addresses, sizes, first, numbers, tensors, chunks, beta2, epsilon):  # type: ignore[no-untyped-def]
+def prepare(addresses, sizes, first, numbers, tensors, chunks, beta2, epsilon):  # type: ignore[no-untyped-def]
     tensor = tl.program_id(0)
     beta2 = wide(beta2)
     step = tl.load(tl.load(addresses + _STEP * tensors + tensor).to(tl.pointer_type(tl.int64)))
     correction = bias_correction(beta2, step)
     mine = numbers + tensor * NUMBERS
-    tl.store(mine + _B2HAT, beta2 * bias_correction(beta2, step - 1) / correction)  # line 6
-    tl.store(mine + _ONE_MINUS_B2HAT, (1.0 - beta2) / correction)
-    tl.store(mine + _EPSILON, wide(epsilon))
+    tl.store(mine + B2HAT, beta2 * bias_correction(beta2, step - 1) / correction)  # line 6
+    tl.store(mine + ONE_MINUS_B2HAT, (1.0 - beta2) / correction)
+    tl.store(mine + EPSILON, wide(epsilon))
 
 
 @kernel
@@ -148,8 +165,8 @@ def _gather(  # type: ignore[no-untyped-def]
     ehat_known = mark == again
 
     mine = numbers + tensor * NUMBERS
-    b2hat, one_minus_b2hat = number(mine + _B2HAT), number(mine + _ONE_MINUS_B2HAT)
-    epsilon = number(mine + _EPSILON)
+    b2hat, one_minus_b2hat = number(mine + B2HAT), number(mine + ONE_MINUS_B2HAT)
+    epsilon = number(mine + EPSILON)
     p_ = tl.load(addresses + _P * tensors + tensor)
     g_ = tl.load(addresses + _G * tensors + tensor)
     f_ = tl.load(addresses + _F * tensors + tensor)
@@ -171,13 +188,13 @@ def _gather(  # type: ignore[no-untyped-def]
     if ADAPTIVE:
         tl.store(partial + _G2 * chunks + chunk, tl.sum(g2, axis=0))
     if CLIP:
-        tl.store(partial + _GBAR2 * chunks + chunk, tl.sum(gbar2, axis=0))
+        tl.store(partial + GBAR2 * chunks + chunk, tl.sum(gbar2, axis=0))
         if DECAY:
-            tl.store(partial + _GW2 * chunks + chunk, tl.sum(gw2, axis=0))
+            tl.store(partial + GW2 * chunks + chunk, tl.sum(gw2, axis=0))
 
 
 @kernel
-def _resolve(  # type: ignore[no-untyped-def]
+def resolve(  # type: ignore[no-untyped-def]
     addresses, sizes, first, numbers, tensors, partial, marks, chunks, again, eps, eps2, clip,
     RHO: tl.constexpr, ADAPTIVE: tl.constexpr, CLIP: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
@@ -196,15 +213,15 @@ def _resolve(  # type: ignore[no-untyped-def]
             relative = wide(eps2) * root_mean(total(partial + _G2 * chunks, start, stop), count)
             below = (relative >= wide(eps)) == 0  # a NaN is, and goes on from here
             if below:
-                tl.store(mine + _EPSILON, power_of_number(relative, RHO * 2))  # line 8
+                tl.store(mine + EPSILON, power_of_number(relative, RHO * 2))  # line 8
             tl.store(marks + tensor * MARKS + _BELOW, below.to(tl.int32))
             tl.store(marks + tensor * MARKS + _STALE, (below | (mark == 1)).to(tl.int32))
     if CLIP:
-        gbar2 = total(partial + _GBAR2 * chunks, start, stop)
-        tl.store(mine + _GBAR, clip_scale(gbar2, count, wide(clip)))  # of line 10
+        gbar2 = total(partial + GBAR2 * chunks, start, stop)
+        tl.store(mine + GBAR, clip_scale(gbar2, count, wide(clip)))  # of line 10
         if DECAY:
-            gw2 = total(partial + _GW2 * chunks, start, stop)
-            tl.store(mine + _GW, clip_scale(gw2, count, wide(clip)))  # of line 13
+            gw2 = total(partial + GW2 * chunks, start, stop)
+            tl.store(mine + GW, clip_scale(gw2, count, wide(clip)))  # of line 13
 
 
 @kernel
@@ -215,8 +232,8 @@ def _apply(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     tensor, start, stop = span(chunks - 1 - tl.program_id(0), owner, first, sizes, CHUNK)
     mine = numbers + tensor * NUMBERS
-    b2hat, one_minus_b2hat = number(mine + _B2HAT), number(mine + _ONE_MINUS_B2HAT)
-    epsilon, gbar_clip, gw_clip = number(mine + _EPSILON), number(mine + _GBAR), number(mine + _GW)
+    b2hat, one_minus_b2hat = number(mine + B2HAT), number(mine + ONE_MINUS_B2HAT)
+    epsilon, gbar_clip, gw_clip = number(mine + EPSILON), number(mine + GBAR), number(mine + GW)
     eta, decay = number(lr), number(weight_decay)
     one_minus_beta1 = (1.0 - wide(beta1)).to(tl.float32)
     beta1 = number(beta1)
@@ -263,10 +280,10 @@ def fadam_many(
     rates = {"beta1": as_bits(betas[0]), "weight_decay": as_bits(weight_decay), "MOMENTUM": m[:1] != (None,)}
     for plan in plans(p, g, step, f, m):
         with plan.device():
-            _prepare[(plan.tensors,)](**plan.by_tensor, beta2=as_bits(betas[1]), epsilon=as_bits(eps ** (2 * rho)))
+            prepare[(plan.tensors,)](**plan.by_tensor, beta2=as_bits(betas[1]), epsilon=as_bits(eps ** (2 * rho)))
             for again in range((eps2 is not None) + (clip is not None)):
                 _gather[(plan.chunks,)](**plan.by_chunk, **plan.sums, again=again, **statistics)
-                _resolve[(plan.tensors,)](**plan.by_tensor, **plan.sums, again=again, **bounds, **statistics)
+                resolve[(plan.tensors,)](**plan.by_tensor, **plan.sums, again=again, **bounds, **statistics)
             _apply[(plan.chunks,)](**plan.by_chunk, lr=argument(lr, plan.layout.device), **rates, **rule)
     touched(p, f, m)
 
