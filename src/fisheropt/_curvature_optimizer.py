@@ -7,7 +7,7 @@ as two more arguments, and carries them through checkpoints and copies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,12 @@ class CurvatureOptimizer(RuleOptimizer):
         return first
 
     # -- the step -----------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     @_disable_dynamo  # torch.compiler.disable would import the whole compiler with this module
     @torch.no_grad()

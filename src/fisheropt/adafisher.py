@@ -46,7 +46,7 @@ Deviations from the printed algorithm:
 2. minmax is 1 where all elements are equal (D15).
 3. m is corrected when it is read, and stored uncorrected (D12).
 4. Norms, bare parameters and uncalled layers, of which the paper says little or nothing, are as in D17.
-5. Numbers beyond the largest finite one of the dtype saturate there (D5).
+5. The square of a gradient beyond the largest finite number of its dtype saturates there (D5).
 
 Cost: 4 bytes of state per float32 parameter (m), 8 (in + out) per layer, and per parameter without a layer 4 more (f).
 """
@@ -59,7 +59,7 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt._curvature_optimizer import CurvatureOptimizer
-from fisheropt._math import bias_correction, quotient
+from fisheropt._math import bias_correction
 from fisheropt._optimizer import ParamsT
 from fisheropt._state import Options, Rule, Slot, StateDtype
 from fisheropt.fisher.curvature import Normalize
@@ -82,17 +82,20 @@ def adafisher(
     decoupled: bool,
 ) -> None:
     """AdaFisher or, decoupled, AdaFisherW: one step of one tensor, in place. Symbols: the table of this module."""
-    F = rows[0] * columns[0]
+    F = torch.addcmul(rows.new_tensor(damping), rows[0], columns[0])
     for r in range(1, rows.shape[0]):  # several layers (D18)
-        F = F + rows[r] * columns[r]
-    F = F + damping
+        F.addcmul_(rows[r], columns[r])
     if weight_decay != 0 and not decoupled:
         g = g + p * weight_decay
-    mhat = g if m is None else m.mul_(beta).add_(g * (1 - beta)) / bias_correction(beta, step)  # deviation 3
-    d = quotient(mhat, F)  # deviation 5
+    eta = torch.as_tensor(lr, dtype=torch.float64, device=p.device)
+    if m is None:
+        m = g
+    else:
+        m.mul_(beta).add_(g, alpha=1 - beta)
+        eta = eta / bias_correction(beta, step)  # deviation 3: mhat = m / (1 - beta^t), by way of eta
     if weight_decay != 0 and decoupled:
-        d = d.add_(p * weight_decay)
-    p.sub_(d.mul_(lr))
+        p.mul_(1 - lr * weight_decay)
+    p.addcmul_(torch.div(m, F, out=F), eta.to(p.dtype), value=-1)
 
 
 def _needs_momentum(options: Options) -> bool:

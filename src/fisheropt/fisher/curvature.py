@@ -82,7 +82,8 @@ class Curvature:
                 p = module._parameters.get(role)
                 if p is not None:
                     self._uses.setdefault(p, []).append((name, role))
-        self._normalised: dict[str, tuple[Tensor, Tensor]] = {}
+        self._normalised: dict[str, tuple[Tensor, Tensor]] = {}  # S' and H' of layers, until the next update
+        self._placed: dict[tuple[Parameter, torch.dtype], tuple[Tensor, Tensor]] = {}  # what `metric` gave, until then
         self._sums = FactorSums(self._layers, process_group)
         self._capture = Capture({name: module for name, (module, _) in self._layers.items()}, self._sums)
 
@@ -114,6 +115,7 @@ class Curvature:
         """
         means = self._sums.means(loss_scale)
         self._capture.forget()
+        self._placed.clear()
         for name, (Hhat, Shat) in means.items():
             known = self.factors.get(name)
             if known is None or "H" not in known:
@@ -144,6 +146,7 @@ class Curvature:
             f = torch.full_like(p, _start(normalize), dtype=dtype, requires_grad=False)
             self.factors[name] = {"f": f, "updates": 0}
         known = self.factors[name]
+        self._placed.pop((p, dtype), None)
         g2 = g.to(dtype).square().clamp_(max=torch.finfo(dtype).max / 2)
         _average(known["f"], g2, gammas, normalize)
         known["updates"] += 1
@@ -170,21 +173,23 @@ class Curvature:
         Raises:
             KeyError: nothing is known of ``p`` yet.
         """
+        if (p, dtype) in self._placed:
+            return self._placed[p, dtype]
         uses = self._seen_uses(p)
-        if not uses:
+        if uses:
+            placed = []
+            for name, role in uses:
+                S, H = self._of_layer(name, normalize)
+                rows, columns = self._layers[name][1].placed(role, S, H)
+                placed.append((rows.to(dtype), columns.to(dtype)))
+            all_rows, all_columns = (_stacked(factors) for factors in zip(*placed, strict=True))
+        else:
             f = self.factors[self.names[p]]["f"]
-            rows = minmax(f) if normalize == "after" else f
-            return rows.to(dtype).unsqueeze(0), torch.ones((1,) * (p.dim() + 1), dtype=dtype, device=p.device)
-        placed = []
-        for name, role in uses:
-            S, H = self._of_layer(name, normalize)
-            rows, columns = self._layers[name][1].placed(role, S, H)
-            placed.append((rows.to(dtype), columns.to(dtype)))
-        if len(placed) == 1:
-            (rows, columns), *_ = placed
-            return rows.unsqueeze(0), columns.unsqueeze(0)
-        all_rows, all_columns = zip(*placed, strict=True)
-        return _stacked(all_rows), _stacked(all_columns)
+            all_rows = (minmax(f) if normalize == "after" else f).to(dtype).unsqueeze(0)
+            all_columns = torch.ones((1,) * (p.dim() + 1), dtype=dtype, device=p.device)
+        if max(all_rows.numel(), all_columns.numel()) < p.numel() or p.dim() < 2:  # what is as large as p is not kept
+            self._placed[p, dtype] = all_rows, all_columns
+        return all_rows, all_columns
 
     def summary(self, p: Parameter, normalize: Normalize, damping: float) -> CurvatureSummary | None:
         """The metric of ``p`` in numbers, or None if nothing is known of it yet."""
@@ -200,7 +205,7 @@ class Curvature:
         return [use for use in self._uses.get(p, []) if "H" in self.factors.get(use[0], {})]
 
     def _of_layer(self, name: str, normalize: Normalize) -> tuple[Tensor, Tensor]:
-        """S' and H' of a layer. Kept until they change: they are as small as S and H."""
+        """S' and H' of a layer."""
         known = self.factors[name]
         if normalize == "before":
             return known["S"], known["H"]
@@ -241,11 +246,14 @@ class Curvature:
         """Go on from these factors, which become the curvature's own; forget everything else."""
         self.factors = factors
         self._normalised.clear()
+        self._placed.clear()
         self.forget()
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     """Layers of one parameter may differ in what they leave to broadcasting."""
+    if len(tensors) == 1:
+        return tensors[0].unsqueeze(0)
     shape = torch.broadcast_shapes(*(x.shape for x in tensors))  # type: ignore[no-untyped-call]
     return torch.stack([x.expand(shape) for x in tensors])
 

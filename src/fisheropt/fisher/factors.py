@@ -49,7 +49,7 @@ def minmax(x: Tensor) -> Tensor:
         return x.clone()
     low, high = torch.aminmax(x)
     spread = high - low
-    return torch.where(spread > 0, (x - low) / spread.masked_fill(spread == 0, 1.0), 1.0)
+    return torch.where(spread == 0, 1.0, (x - low) / spread)
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def sum_of_squares(x: Tensor) -> Tensor:
     total = torch.zeros(x.shape[1:], dtype=torch.float64, device=x.device)
     block = _BLOCK if x.device.type == "cpu" else 64 * _BLOCK
     for part in torch.split(x, max(1, block // max(1, total.numel()))):
-        total += part.double().square().sum(0)
+        total += part.to(torch.float64, copy=True).square_().sum(0)
     return total
 
 

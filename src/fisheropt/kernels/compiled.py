@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["compiled"]
 
-_SCHEDULED = ("lr", "beta", "betas")
+_SCHEDULED = ("lr", "betas")
 _VARIANTS = 64  # dtypes, momentum or none, clip or none, one element or more: each is a graph of its own
 
 
