@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fisheropt import baselines, fadafactor, fadam
+from fisheropt import adafisher, baselines, fadafactor, fadam
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -21,7 +21,8 @@ def blocks_of_docstring(doc: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "module"), [("fadam.md", fadam), ("fadafactor.md", fadafactor), ("baselines.md", baselines)]
+    ("page", "module"),
+    [("fadam.md", fadam), ("fadafactor.md", fadafactor), ("adafisher.md", adafisher), ("baselines.md", baselines)],
 )
 def test_the_algorithm_on_a_page_is_the_one_in_its_module(page, module):
     printed = blocks_of_page(page)
