@@ -30,8 +30,8 @@ PLAN = {
     "ONE_MINUS_B2HAT": 1,
 }  # fmt: skip
 ALL = {**PLAN, "ADAPTIVE": True, "CLIP": True, "DECAY": True, "MOMENTUM": True}
-NONE = {**PLAN, "P": "bfloat16", "G": "float16", "ADAPTIVE": False, "CLIP": False, "DECAY": False, "MOMENTUM": False}
-VARIANTS = ({**ALL, **exponent(0.5)}, {**NONE, **exponent(0.7)}, {**NONE, **exponent(1.0), "CLIP": True})
+SOME = {**PLAN, "P": "bfloat16", "G": "float16", "ADAPTIVE": False, "CLIP": True, "DECAY": False, "MOMENTUM": False}
+VARIANTS = ({**ALL, **exponent(0.5)}, {**SOME, **exponent(0.7)})
 
 
 def signature(name: str) -> str:

@@ -76,5 +76,5 @@ def lawless(info: OptimizerInfo, starts: list[torch.Tensor], grads: list[torch.T
     return found
 
 
-RULES = tuple(INFO[name] for name in ("FAdam", "FAdafactor"))
+RULES = tuple(INFO[name] for name in ("FAdam", "FAdafactor", "Adam"))
 """Optimizers whose rules have kernels here."""

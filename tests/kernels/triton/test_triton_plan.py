@@ -43,7 +43,7 @@ def test_a_graph_cannot_be_captured_before_its_plan_is_made(monkeypatch):
 
 
 STREAMING = ("_gather", "_apply")  # kernels that touch every number
-LEAVES = tuple((rule, kernel) for rule in ("fadam", "fadafactor") for kernel in STREAMING)
+LEAVES = tuple((rule, kernel) for rule in ("adam", "fadam", "fadafactor") for kernel in STREAMING)
 
 # -- bytes per parameter -----------------------------------------------------------------------------------------------
 
@@ -57,6 +57,8 @@ TRAFFIC = [
     ("FAdam", {"clip": None}, F32, 4, 16, 12),
     ("FAdam", {"clip": None, "eps2": None}, F32, 0, 16, 12),
     ("FAdam", {"eps": 10.0}, F32, 4 + 12, 16, 12),  # ehat is not eps: from the second step on, another look
+    ("Adam", {}, F32, 12, 16, 12),
+    ("Adam", {"clip": None}, F32, 0, 16, 12),
     ("FAdafactor", {}, F32, 4 + 8, 12, 8),
     ("FAdafactor", {}, BF16, 2 + 4, 8, 6),
     ("FAdafactor", {"momentum": False, "weight_decay": 0.0}, F32, 4 + 4, 8, 4),
