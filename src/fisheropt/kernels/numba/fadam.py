@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fisheropt.kernels.numba._compile import elementwise, summing
 from fisheropt.kernels.numba._engine import apply, control_for, gather, implements, resolve, work
+from fisheropt.kernels.numba._job import addresses, load_step, number, total
 from fisheropt.kernels.numba._memory import TAGS, load, pointer, prefetch, store, width
 from fisheropt.kernels.numba._metric import LARGEST, SMALL, debiased, exponent, limited, raised, rms, shrink, summand
 from fisheropt.kernels.numba._plan import plan_for
@@ -309,24 +310,9 @@ def _apply(job, plan, chunk):
 
 
 @elementwise
-def load_step(address):
-    """t, from its 0-d int64 tensor."""
-    return pointer(address, np.int64(0))[0]
-
-
-@elementwise
 def smallest_metric(e, rho):
     """The smallest denominator of lines 9 and 12 that is not 0, in float32."""
     return e if e > 0.0 else 1.4e-45**rho
-
-
-@elementwise
-def total(sums, first, last, column):
-    """The sum over chunks, in their order."""
-    x = 0.0
-    for chunk in range(first, last):
-        x += sums[chunk, column]
-    return x
 
 
 # -- the leaf ----------------------------------------------------------------------------------------------------------
@@ -418,13 +404,3 @@ def fadam_many(
 def _adaptive(sizes: tuple[int, ...], eps: float, eps2: float | None) -> NDArray[np.bool_]:
     """Whether ehat was not eps at the last step, for tensors of these sizes: a guess, which changes no result."""
     return np.zeros(len(sizes), np.bool_)
-
-
-def number(x: float | Tensor) -> float:
-    """``x`` as a float; torch must not see a tensor being read, which on an accelerator would be to wait for it."""
-    return float(x.detach().double().numpy().item()) if isinstance(x, Tensor) else float(x)
-
-
-def addresses(tensors: Sequence[Tensor | None], which: Sequence[int]) -> _Integers:
-    """Of these tensors; none if they are None."""
-    return np.array([x.data_ptr() for x in (tensors[i] for i in which) if x is not None], np.int64)
