@@ -280,7 +280,6 @@ class CurvatureOptimizer(RuleOptimizer):
             **super().__getstate__(),
             "model": self.model,
             "loss_scale": self.loss_scale,
-            "_names": self._names,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

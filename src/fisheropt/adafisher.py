@@ -82,17 +82,15 @@ def adafisher(
     decoupled: bool,
 ) -> None:
     """AdaFisher or, decoupled, AdaFisherW: one step of one tensor, in place. Symbols: the table of this module."""
-    F = torch.addcmul(rows.new_tensor(damping), rows[0], columns[0])
+    F = torch.addcmul(rows.new_full((), damping), rows[0], columns[0])
     for r in range(1, rows.shape[0]):  # several layers (D18)
         F.addcmul_(rows[r], columns[r])
     if weight_decay != 0 and not decoupled:
         g = g + p * weight_decay
-    eta = torch.as_tensor(lr, dtype=torch.float64, device=p.device)
-    if m is None:
-        m = g
-    else:
-        m.mul_(beta).add_(g, alpha=1 - beta)
-        eta = eta / bias_correction(beta, step)  # deviation 3: mhat = m / (1 - beta^t), by way of eta
+    m = g if m is None else m.mul_(beta).add_(g, alpha=1 - beta)
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(())  # it may have a dimension where p has none
+    eta = lr / bias_correction(beta, step)  # deviation 3: the correction that makes m mhat
     if weight_decay != 0 and decoupled:
         p.mul_(1 - lr * weight_decay)
     p.addcmul_(torch.div(m, F, out=F), eta.to(p.dtype), value=-1)

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from tests.adafisher.nets import data, loss_of, make, numbers, same_bits, train
+from tests.adafisher.nets import apart, data, loss_of, make, numbers, relative_error, same_bits, train
 from torch import nn
 
 from fisheropt import AdaFisher, AdaFisherW
@@ -216,6 +216,81 @@ def test_the_same_training_gives_the_same_bits():
         train(net, optimizer, data("convnet"))
         trained.append(numbers(optimizer))
     assert same_bits(*trained)
+
+
+def test_a_tensor_of_one_element_is_a_learning_rate_for_a_parameter_of_no_dimensions():
+    net, twin = make("mlp"), make("mlp")
+    one, number = (
+        AdaFisherW(net, lr=torch.tensor([1e-5]), weight_decay=0.1),
+        AdaFisherW(twin, lr=1e-5, weight_decay=0.1),
+    )
+    train(net, one, data("mlp", 2))
+    train(twin, number, data("mlp", 2))
+    assert all(
+        relative_error(p, q.detach().numpy()) <= 1e-7 for p, q in zip(net.parameters(), twin.parameters(), strict=True)
+    )
+
+
+@each_class
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-5, total_steps=5, cycle_momentum=False),
+        lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o,
+            [torch.optim.lr_scheduler.LinearLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
+            milestones=[2],
+        ),
+    ],
+    ids=["cosine", "one cycle", "plateau", "warmup"],
+)
+def test_schedulers_run(cls, schedule):
+    """And what they leave in the groups can be saved and loaded."""
+    net = make("mlp")
+    optimizer = cls(net, lr=1e-5)
+    scheduler = schedule(optimizer)
+    rates = []
+    for x in data("mlp", 4):
+        train(net, optimizer, [x])
+        scheduler.step(*([1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert len(set(rates)) >= 3
+    cls(make("mlp")).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_finite_gradient_leaves_anything_that_is_not_finite(scale, dtype):
+    """The parameters stay in place until the last step, after which no net would give finite gradients."""
+    net = make("mlp", dtype)
+    optimizer = AdaFisherW(net, lr=0.0, weight_decay=0.1)
+    for i, x in enumerate(data("mlp", 3, dtype=dtype)):
+        optimizer.param_groups[0]["lr"] = 1e-3 if i == 2 else 0.0
+        optimizer.zero_grad()
+        (scale * net(x).sin().mean()).backward()
+        optimizer.step()
+    assert all(value.isfinite().all() for value in numbers(optimizer).values())
+
+
+def test_a_gradient_of_zero_moves_nothing():
+    net = make("mlp")
+    optimizer = AdaFisher(net)
+    start = {name: p.detach().clone() for name, p in net.named_parameters()}
+    (0.0 * loss_of(net, data("mlp", 1)[0])).backward()
+    optimizer.step()
+    assert all(torch.equal(p, start[name]) for name, p in net.named_parameters())
+
+
+def test_memory_layout_makes_no_difference():
+    net, twin = make("convnet"), make("convnet").to(memory_format=torch.channels_last)
+    plain, last = AdaFisherW(net, lr=1e-5, weight_decay=0.1), AdaFisherW(twin, lr=1e-5, weight_decay=0.1)
+    assert not twin[3].weight.is_contiguous()
+    train(net, plain, data("convnet"))
+    train(twin, last, [x.contiguous(memory_format=torch.channels_last) for x in data("convnet")])
+    assert not twin[3].weight.is_contiguous()
+    assert apart(numbers(plain), numbers(last)) <= 1e-11
 
 
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, "int8"])
