@@ -17,7 +17,7 @@ from fisheropt_lab.spec import PRESETS, Spec, grid, multipliers
 from fisheropt_lab.tasks import TASKS, Task
 from fisheropt_lab.tasks.text.task import SCALES, TextSettings
 
-EVALUATIONS = 20  # per trial
+EVALUATIONS = 15  # per trial
 WARMUP_SHARE = 0.1  # of the steps
 GRAD_CLIP = 1.0
 

@@ -36,7 +36,7 @@ SCALES: dict[str, Scale] = {
     "1b": Scale(steps=20_000, batch_size=64, seq_len=1024),
 }
 
-VALIDATION_WINDOWS = 128  # seen some twenty times per trial, so kept small
+VALIDATION_WINDOWS = 128  # seen some fifteen times per trial, so kept small
 TEST_WINDOWS = 1024  # seen once
 
 
