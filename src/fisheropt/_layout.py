@@ -24,13 +24,13 @@ def is_dense(x: Tensor) -> bool:
 
 def same_layout(x: Tensor, y: Tensor) -> bool:
     """True if the dense tensors ``x`` and ``y``, of one shape, have their elements in the same order."""
-    return x.stride() == y.stride() or (x.is_contiguous() and y.is_contiguous())
+    return (x.is_contiguous() and y.is_contiguous()) or x.stride() == y.stride()
 
 
 def flat(x: Tensor) -> Tensor:
     """The elements of ``x`` as a 1-D tensor, in memory order and a view where ``x`` is dense."""
     if x.is_contiguous():
-        return x.view(-1)
+        return x if x.dim() == 1 else x.view(-1)  # a view costs microseconds, and models have thousands of vectors
     return x.as_strided((x.numel(),), (1,)) if is_dense(x) else x.reshape(-1)
 
 
