@@ -39,6 +39,22 @@ def _patched_once(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _as_strict_as_a_gpu(monkeypatch):
+    """The interpreter drops arguments a kernel does not have and takes wrapped constants; a launch does not."""
+    from triton.language import constexpr
+    from triton.runtime.interpreter import InterpretedFunction
+
+    run = InterpretedFunction.run
+
+    def strict(function, *args, grid, warmup, **names):
+        assert names.keys() <= {*function.arg_names, "num_warps"}, f"{function.__name__}: {names.keys()}"
+        assert not any(isinstance(value, constexpr) for value in (*args, *names.values())), function.__name__
+        return run(function, *args, grid=grid, warmup=warmup, **names)
+
+    monkeypatch.setattr(InterpretedFunction, "run", strict)
+
+
+@pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """A program takes a tile at a time, and the interpreter's time goes by tiles: small tensors meet all edges."""
     from fisheropt.kernels.triton import _plan

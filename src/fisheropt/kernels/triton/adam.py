@@ -16,7 +16,16 @@ from torch import Tensor
 
 from fisheropt.kernels.triton._compile import device, kernel
 from fisheropt.kernels.triton._memory import load, store
-from fisheropt.kernels.triton._numbers import argument, as_bits, bias_correction, number, quotient, square, wide
+from fisheropt.kernels.triton._numbers import (
+    argument,
+    as_bits,
+    bias_correction,
+    exponent,
+    number,
+    quotient,
+    square,
+    wide,
+)
 from fisheropt.kernels.triton._plan import NUMBERS, plans, supports, touched
 from fisheropt.kernels.triton._sums import span
 from fisheropt.kernels.triton.fadam import GBAR, GBAR2, resolve
@@ -176,7 +185,7 @@ def adam_many(
                 _gather[(plan.chunks,)](**plan.by_chunk, partial=plan.partial, **rule)
                 resolve[(plan.tensors,)](
                     **plan.by_tensor, **plan.sums, again=0, eps=0, eps2=0, clip=as_bits(clip),
-                    RHO=0.5, ADAPTIVE=False, CLIP=True, DECAY=False,
+                    **exponent(0.5), ADAPTIVE=False, CLIP=True, DECAY=False,
                 )  # fmt: skip
             rate = argument(lr, plan.layout.device)
             _apply[(plan.chunks,)](**plan.by_chunk, **rule, **decay, lr=rate, CLIP=clip is not None)

@@ -210,21 +210,22 @@ def fadafactor_many(
         factored = {"table": of.table, "shares": of.shares}
         with plan.device():
             prepare[(plan.tensors,)](**plan.by_tensor, beta2=as_bits(betas[1]), epsilon=as_bits(eps ** (2 * rho)))
-            squares[(len(of.strip_owner),)](**plan.by_strip, **of.strips, GRADIENT=_G, G=plan.layout.G)
+            squares[(len(of.strip_owner),)](**plan.by_strip, **of.strips, GRADIENT=_G.value, G=plan.layout.G)
             factor[(len(of.block_owner),)](
                 **plan.by_strip, **of.blocks, numbers=plan.numbers, eps=as_bits(0.0),
-                ROW=_R, COLUMN=_C, B2HAT=B2HAT, ONE_MINUS_B2HAT=ONE_MINUS_B2HAT,
+                ROW=_R.value, COLUMN=_C.value, B2HAT=B2HAT.value, ONE_MINUS_B2HAT=ONE_MINUS_B2HAT.value,
             )  # fmt: skip
             share[(len(of.matrix_owner),)](
-                plan.addresses, plan.tensors, of.table, of.matrix_owner, of.shares, ROW=_R, num_warps=plan.tiling.warps
-            )
+                plan.addresses, plan.tensors, of.table, of.matrix_owner, of.shares,
+                ROW=_R.value, num_warps=plan.tiling.warps,
+            )  # fmt: skip
             if eps2 is not None:
                 _ehat[(plan.tensors,)](**plan.by_tensor, table=of.table, whole=of.whole, **bounds, RHO=rho)
             if clip is not None:
                 _gather[(plan.chunks,)](**plan.by_chunk, partial=plan.partial, **factored, **rule)
                 resolve[(plan.tensors,)](
-                    **plan.by_tensor, **plan.sums, again=0, **bounds, clip=as_bits(clip), ADAPTIVE=False,
-                    RHO=rho, DECAY=rule["DECAY"], **clips,
+                    **plan.by_tensor, **plan.sums, **bounds, **rule, **clips,
+                    clip=as_bits(clip), again=0, ADAPTIVE=False,
                 )  # fmt: skip
             _apply[(plan.chunks,)](
                 **plan.by_chunk, **factored, lr=argument(lr, plan.layout.device), **rates, **rule, **clips

@@ -196,7 +196,7 @@ def _gather(  # type: ignore[no-untyped-def]
 @kernel
 def resolve(  # type: ignore[no-untyped-def]
     addresses, sizes, first, numbers, tensors, partial, marks, chunks, again, eps, eps2, clip,
-    RHO: tl.constexpr, ADAPTIVE: tl.constexpr, CLIP: tl.constexpr, DECAY: tl.constexpr,
+    RHO: tl.constexpr, RHO_HIGH: tl.constexpr, ADAPTIVE: tl.constexpr, CLIP: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
     tensor = tl.program_id(0)
     mark = 0
