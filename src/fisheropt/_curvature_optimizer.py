@@ -167,6 +167,8 @@ class CurvatureOptimizer(RuleOptimizer):
             )
         if scale is not None:
             torch._foreach_mul_([p.grad for p in params if p.grad is not None], scale.double().reciprocal().float())
+        if not self._is_due():
+            return 1.0  # nothing was captured, and to ask for the scale would make a device wait
         if self.loss_scale is not None:
             return self.loss_scale() if callable(self.loss_scale) else self.loss_scale
         return 1.0 if scale is None else scale.double()

@@ -167,7 +167,8 @@ class AdaFisher(_AdaFisher):
         update_every: factors are updated in the first step and every so many steps after it, >= 1. Between, hooks do
             nothing.
         normalize: ``"after"`` takes minmax of the moving averages, as the paper; ``"before"`` takes moving averages of
-            minmaxes, as the authors' script, which is this with ``gammas=(0.08, 0.992)`` and ``update_every=100``.
+            minmaxes, as the authors' script, which is this with ``gammas=(0.08, 0.992)`` and ``update_every=100``. The
+            averages of one mean nothing to the other: not to be changed during training.
         params: parameters of the model to train, or groups of them. None: all.
         maximize: ascend instead of descend.
         backend: ``"auto"`` (the fastest that is installed), ``"eager"`` or ``"compile"``.
