@@ -1,4 +1,4 @@
-"""CUDA leaves: each rule as a few launches over all tensors of a model. How they are built: ../README.md.
+"""CUDA leaves: each rule as a few launches over all tensors of a model. How they are built: README.md.
 
     _plan.py      a model cut into chunks, as a table on the device
     _memory.py    tensors as addresses, and the dtypes behind them
