@@ -70,12 +70,11 @@ def _ehat(  # type: ignore[no-untyped-def]
 
 @device
 def _look(  # type: ignore[no-untyped-def]
-    p_, g_, C, shares, table, tensors, tensor, tile, start, stop, epsilon, sums,
+    p_, g_, C, shares, table, tensors, tensor, tile, start, stop, epsilon, gbar2, gw2,
     FULL: tl.constexpr, P: tl.constexpr, G: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
     RHO: tl.constexpr, RHO_HIGH: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
     """A tile's part in the sums, in float64."""
-    gbar2, gw2 = sums
     i = tile + tl.arange(0, TILE)
     d = metric(fisher(shares, C, table, tensors, tensor, i, stop, start), epsilon, RHO, RHO_HIGH)
     gbar = quotient(load(g_, i, stop, FULL, G, ALIGNED), d).to(tl.float64)  # line 9
@@ -120,20 +119,19 @@ def _gather(  # type: ignore[no-untyped-def]
     g_ = tl.load(addresses + _G * tensors + tensor)
     C = tl.load(addresses + _C * tensors + tensor)
 
-    sums = (tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64))
+    gbar2 = tl.zeros((TILE,), tl.float64)
+    gw2 = tl.zeros((TILE,), tl.float64)
     full = stop - (stop - start) % TILE
     for tile in range(start, full, TILE):
-        sums = _look(
-            p_, g_, C, shares, table, tensors, tensor, tile, start, stop, epsilon, sums,
+        gbar2, gw2 = _look(
+            p_, g_, C, shares, table, tensors, tensor, tile, start, stop, epsilon, gbar2, gw2,
             True, P, G, ALIGNED, TILE, RHO, RHO_HIGH, DECAY,
         )  # fmt: skip
     if full < stop:
-        sums = _look(
-            p_, g_, C, shares, table, tensors, tensor, full, start, stop, epsilon, sums,
+        gbar2, gw2 = _look(
+            p_, g_, C, shares, table, tensors, tensor, full, start, stop, epsilon, gbar2, gw2,
             False, P, G, ALIGNED, TILE, RHO, RHO_HIGH, DECAY,
         )  # fmt: skip
-    gbar2, gw2 = sums
-
     tl.store(partial + GBAR2 * chunks + chunk, tl.sum(gbar2, axis=0))
     if DECAY:
         tl.store(partial + GW2 * chunks + chunk, tl.sum(gw2, axis=0))

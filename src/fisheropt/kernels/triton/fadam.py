@@ -88,12 +88,11 @@ def descent(  # type: ignore[no-untyped-def]
 
 @device
 def _look(  # type: ignore[no-untyped-def]
-    p_, g_, f_, tile, stop, b2hat, one_minus_b2hat, epsilon, ehat_known, sums,
+    p_, g_, f_, tile, stop, b2hat, one_minus_b2hat, epsilon, ehat_known, g2, gbar2, gw2,
     FULL: tl.constexpr, P: tl.constexpr, G: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
     RHO: tl.constexpr, RHO_HIGH: tl.constexpr, ADAPTIVE: tl.constexpr, CLIP: tl.constexpr, DECAY: tl.constexpr,
 ):  # fmt: skip
     """A tile's part in the sums, in float64: no square of a float32 leaves its range."""
-    g2, gbar2, gw2 = sums
     i = tile + tl.arange(0, TILE)
     g = load(g_, i, stop, FULL, G, ALIGNED)
     if CLIP:
@@ -171,20 +170,20 @@ def _gather(  # type: ignore[no-untyped-def]
     g_ = tl.load(addresses + _G * tensors + tensor)
     f_ = tl.load(addresses + _F * tensors + tensor)
 
-    sums = (tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64), tl.zeros((TILE,), tl.float64))
+    g2 = tl.zeros((TILE,), tl.float64)
+    gbar2 = tl.zeros((TILE,), tl.float64)
+    gw2 = tl.zeros((TILE,), tl.float64)
     full = stop - (stop - start) % TILE
     for tile in range(start, full, TILE):
-        sums = _look(
-            p_, g_, f_, tile, stop, b2hat, one_minus_b2hat, epsilon, ehat_known, sums,
+        g2, gbar2, gw2 = _look(
+            p_, g_, f_, tile, stop, b2hat, one_minus_b2hat, epsilon, ehat_known, g2, gbar2, gw2,
             True, P, G, ALIGNED, TILE, RHO, RHO_HIGH, ADAPTIVE, CLIP, DECAY,
         )  # fmt: skip
     if full < stop:
-        sums = _look(
-            p_, g_, f_, full, stop, b2hat, one_minus_b2hat, epsilon, ehat_known, sums,
+        g2, gbar2, gw2 = _look(
+            p_, g_, f_, full, stop, b2hat, one_minus_b2hat, epsilon, ehat_known, g2, gbar2, gw2,
             False, P, G, ALIGNED, TILE, RHO, RHO_HIGH, ADAPTIVE, CLIP, DECAY,
         )  # fmt: skip
-    g2, gbar2, gw2 = sums
-
     if ADAPTIVE:
         tl.store(partial + _G2 * chunks + chunk, tl.sum(g2, axis=0))
     if CLIP:
