@@ -199,6 +199,7 @@ def _gather(job, plan, chunk, again):
     k = job.k[t]
     p, g = pointer(job.p[t], job.tag), pointer(job.g[t], job.tag)
     C = pointer(job.C[t], _ZERO)
+    columns, of_column = pointer(job.columns.ctypes.data, 0.0), pointer(job.of_column.ctypes.data, _ZERO)
     size = width(job.tag)
     e = np.float32(job.ehat[t])
     gbar2, gw2 = 0.0, 0.0
@@ -216,16 +217,16 @@ def _gather(job, plan, chunk, again):
             later = min(soon + length, plan.stop[chunk])
             prefetch(job.g[t], size * soon, size * later)
             if not again:
-                squares += add_squares(g, i, job.columns, job.first_sum[chunk] + j, length)
+                squares += add_squares(g, i, columns, job.first_sum[chunk] + j, length)
             else:
                 column = job.first_column[t] + j
                 x, y = math.inf, 0.0
                 if not job.careful[t]:
                     if job.weight_decay != 0.0:
                         prefetch(job.p[t], size * soon, size * later)
-                        x, y = sum_both(p, g, i, job.of_row[at], job.of_column, column, length, e)
+                        x, y = sum_both(p, g, i, job.of_row[at], of_column, column, length, e)
                     else:
-                        x = sum_gbar(g, i, job.of_row[at], job.of_column, column, length, e)
+                        x = sum_gbar(g, i, job.of_row[at], of_column, column, length, e)
                 if not (x < _SAFE and y < _SAFE):
                     x, y = sum_careful(p, g, i, job.rows[at], C, j, length, job.rho, job.ehat[t])
                 gbar2 += x
@@ -293,6 +294,7 @@ def _apply(job, plan, chunk):
     of_gw = job.scale[t, 1] * job.lr * job.weight_decay
     p, g, C = pointer(job.p[t], job.tag), pointer(job.g[t], job.tag), pointer(job.C[t], _ZERO)
     m = pointer(job.m[t] if has_m else job.C[t], _ZERO)
+    of_column = pointer(job.of_column.ctypes.data, _ZERO)  # an array might be indexed from its end, and not vectorise
     e, beta1, lr = np.float32(job.ehat[t]), np.float32(job.beta1), np.float32(job.lr)
     of_gbar_, of_gw_ = np.float32(of_gbar), np.float32(of_gw)
     size = width(job.tag)
@@ -312,9 +314,9 @@ def _apply(job, plan, chunk):
             prefetch(job.g[t], size * soon, size * later)
             if has_m:
                 prefetch(job.m[t], 4 * soon, 4 * later)
-                move(p, g, m, i, job.of_row[at], job.of_column, column, length, e, beta1, of_gbar_, lr, of_gw_)
+                move(p, g, m, i, job.of_row[at], of_column, column, length, e, beta1, of_gbar_, lr, of_gw_)
             else:
-                move_without_momentum(p, g, i, job.of_row[at], job.of_column, column, length, e, of_gbar_, lr, of_gw_)
+                move_without_momentum(p, g, i, job.of_row[at], of_column, column, length, e, of_gbar_, lr, of_gw_)
             j += length
 
 
