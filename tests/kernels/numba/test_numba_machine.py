@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 import torch
@@ -14,17 +15,22 @@ from fisheropt import FAdafactor, FAdam
 
 pytest.importorskip("numba")
 
-SHAPES = ((), (7,), (1024,), (300, 200), (1024 * 200 + 3,), (700, 1700))
+SHAPES = ((), (7,), (1024,), (300, 200), (1024 * 200 + 3,), (400, 500))
 
 
 def made(cls=FAdam, shapes=SHAPES, **options):
     return cls([parameter(shape, seed=i) for i, shape in enumerate(shapes)], backend="numba", **options)
 
 
-def stepped(optimizer, steps=3, scale=1e-2):
+@cache
+def drawn(shape, seed, steps):
+    return gradients(shape, scale=1.0, steps=steps, dtype=torch.float32, seed=seed)
+
+
+def stepped(optimizer, steps=2, scale=1e-2):
     for t in range(steps):
         for i, p in enumerate(optimizer.param_groups[0]["params"]):
-            p.grad = gradients(tuple(p.shape), scale=scale, steps=steps, dtype=p.dtype, seed=i)[t]
+            p.grad = drawn(tuple(p.shape), i, steps)[t] * scale
         optimizer.step()
     return snapshot(optimizer)
 
@@ -42,7 +48,7 @@ def test_the_same_bits_on_every_run_and_for_every_number_of_threads(cls, threads
     expected = stepped(made(cls))
     for n in (1, 2, 3, 4):
         threads(n)
-        for _ in range(3):
+        for _ in range(2):
             assert same_bits(stepped(made(cls)), expected), n
 
 
