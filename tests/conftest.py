@@ -1,6 +1,7 @@
 """What every test can count on: one thread (xdist gives each core a process), no leftover compiler state, no chance."""
 
 import importlib
+import os
 import warnings
 
 import hypothesis
@@ -11,6 +12,8 @@ hypothesis.settings.register_profile("fisheropt", derandomize=True, database=Non
 hypothesis.settings.load_profile("fisheropt")
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton decides at import, torch's compiler imports it
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,7 @@ class AdaFisher(_AdaFisher):
             averages of one mean nothing to the other: not to be changed during training.
         params: parameters of the model to train, or groups of them. None: all.
         maximize: ascend instead of descend.
-        backend: ``"auto"`` (the fastest that is installed), ``"eager"`` or ``"compile"``.
+        backend: ``"auto"``, ``"eager"`` or ``"compile"``.
         state_dtype: how the momentum is kept; as in `FAdam`.
         stochastic_rounding: round bfloat16 parameters stochastically; as in `FAdam`.
         seed: of the stochastic rounding, in [0, 2^32). The same on every rank.

@@ -96,7 +96,7 @@ class FAdafactor(RuleOptimizer):
         momentum: False keeps no momentum and allocates none, as does ``betas[0] = 0``.
         min_dim_size_to_factor: a tensor is factored if its second-largest dimension has at least this size, >= 1.
         maximize: ascend instead of descend.
-        backend: ``"auto"`` (the fastest that is installed), ``"eager"`` or ``"compile"``.
+        backend: ``"auto"``, ``"eager"``, ``"compile"``, ``"numba"`` (CPU) or ``"triton"`` (CUDA).
         state_dtype: how state is kept. None: in float32, or float64 for float64 parameters. ``torch.bfloat16``: 2 bytes
             per number. ``"int8"``: 1 byte and a scale per block of 128, for tensors of 4096 elements and more. The
             small ones round stochastically; the rule itself runs in float32 all the same.

@@ -129,7 +129,7 @@ class FAdam(RuleOptimizer):
             no bound.
         rho: exponent :math:`\rho > 0` of the metric.
         maximize: ascend instead of descend.
-        backend: ``"auto"`` (the fastest that is installed), ``"eager"`` or ``"compile"``.
+        backend: ``"auto"``, ``"eager"``, ``"compile"``, ``"numba"`` (CPU) or ``"triton"`` (CUDA).
         state_dtype: how state is kept. None: in float32, or float64 for float64 parameters. ``torch.bfloat16``: 2 bytes
             per number. ``"int8"``: 1 byte and a scale per block of 128, for tensors of 4096 elements and more. The
             small ones round stochastically; the rule itself runs in float32 all the same.

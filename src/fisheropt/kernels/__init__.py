@@ -25,7 +25,8 @@ __all__ = ["BACKENDS", "BackendUnavailableError", "Implementation", "implementat
 
 BACKENDS = ("auto", "eager", "compile", "numba", "triton")
 
-_FUSED = {"cpu": "numba", "cuda": "triton"}  # device type -> the backend "auto" hopes for
+_FUSED = {"cpu": "numba", "cuda": "triton"}  # device type -> the backend with fused kernels for it
+_AUTO = {"cpu": "numba"}  # those "auto" takes: the Triton kernels have not run on a GPU yet, and must be named
 _EXTRA = {"numba": "cpu", "triton": "cuda"}  # backend -> the extra of this distribution that installs it
 
 RuleFunction = Callable[..., None]
@@ -94,7 +95,7 @@ def implementation(rule: RuleFunction, device: str, backend: str) -> Implementat
 
 
 def _fastest(rule: RuleFunction, device: str) -> Implementation:
-    fused = _FUSED.get(device)
+    fused = _AUTO.get(device)
     if fused is not None and _has_leaf(fused, rule):
         if importlib.util.find_spec(fused) is not None:
             return _leaf(fused, rule)

@@ -1,17 +1,9 @@
-"""The kernels run on a GPU where there is one, and in Triton's interpreter where there is none.
-
-Triton decides when it is imported, so the variable is set while tests are collected, before any of them runs.
-"""
+"""The kernels run on a GPU where there is one, and in Triton's interpreter where there is none (tests/conftest.py)."""
 
 import importlib.util
-import os
 
 import numpy as np
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["*.py"]  # no wheels for this platform
