@@ -24,7 +24,15 @@ from fisheropt._state import Options, Rule, factored_dims, matrix_view, working_
 from fisheropt._storage import assign, storage_of
 from fisheropt.kernels import Implementation, implementation
 
-__all__ = ["ParamsT", "RuleOptimizer", "Work"]
+__all__ = ["ParamsT", "RuleOptimizer", "Work", "options_given"]
+
+
+def options_given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The options among a constructor's arguments, for an optimizer whose other argument is ``params``.
+
+    ``arguments``: ``locals()`` as the first thing in ``__init__``, so that an option is named once, in the signature.
+    """
+    return {name: value for name, value in arguments.items() if name not in ("self", "params", "__class__")}
 
 
 class RuleOptimizer(Optimizer):

@@ -49,7 +49,7 @@ from fisheropt._math import (
     row_and_column_sums,
     square,
 )
-from fisheropt._optimizer import ParamsT, RuleOptimizer
+from fisheropt._optimizer import ParamsT, RuleOptimizer, options_given
 from fisheropt._state import Options, Rule, Slot, StateDtype, factored_dims, needs_momentum
 
 __all__ = ["Adafactor", "Adam", "NaturalAdam"]
@@ -214,21 +214,7 @@ class Adam(RuleOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "clip": clip,
-                "maximize": maximize,
-                "backend": backend,
-                "state_dtype": state_dtype,
-                "stochastic_rounding": stochastic_rounding,
-                "seed": seed,
-            },
-        )
+        super().__init__(params, options_given(locals()))
 
     def rule_for(self, shape: torch.Size, options: Options) -> Rule:
         return ADAM
@@ -275,23 +261,7 @@ class Adafactor(RuleOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "clip": clip,
-                "momentum": momentum,
-                "min_dim_size_to_factor": min_dim_size_to_factor,
-                "maximize": maximize,
-                "backend": backend,
-                "state_dtype": state_dtype,
-                "stochastic_rounding": stochastic_rounding,
-                "seed": seed,
-            },
-        )
+        super().__init__(params, options_given(locals()))
 
     def rule_for(self, shape: torch.Size, options: Options) -> Rule:
         factored = factored_dims(shape, options["min_dim_size_to_factor"])
@@ -338,22 +308,7 @@ class NaturalAdam(RuleOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "eps_decay": eps_decay,
-                "max_norm": max_norm,
-                "maximize": maximize,
-                "backend": backend,
-                "state_dtype": state_dtype,
-                "stochastic_rounding": stochastic_rounding,
-                "seed": seed,
-            },
-        )
+        super().__init__(params, options_given(locals()))
 
     def rule_for(self, shape: torch.Size, options: Options) -> Rule:
         return NATURALADAM

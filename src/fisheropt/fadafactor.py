@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from fisheropt._math import debiased, outer_fisher, row_and_column_sums, square
-from fisheropt._optimizer import ParamsT, RuleOptimizer
+from fisheropt._optimizer import ParamsT, RuleOptimizer, options_given
 from fisheropt._state import Options, Rule, Slot, StateDtype, factored_dims, needs_momentum
 from fisheropt.fadam import FADAM, natural_descent
 
@@ -140,25 +140,7 @@ class FAdafactor(RuleOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "eps2": eps2,
-                "clip": clip,
-                "rho": rho,
-                "momentum": momentum,
-                "min_dim_size_to_factor": min_dim_size_to_factor,
-                "maximize": maximize,
-                "backend": backend,
-                "state_dtype": state_dtype,
-                "stochastic_rounding": stochastic_rounding,
-                "seed": seed,
-            },
-        )
+        super().__init__(params, options_given(locals()))
 
     def rule_for(self, shape: torch.Size, options: Options) -> Rule:
         factored = factored_dims(shape, options["min_dim_size_to_factor"])

@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from fisheropt._math import clip_by_rms_, debiased, power, quotient, rms, square
-from fisheropt._optimizer import ParamsT, RuleOptimizer
+from fisheropt._optimizer import ParamsT, RuleOptimizer, options_given
 from fisheropt._state import Options, Rule, Slot, StateDtype, needs_momentum
 
 __all__ = ["FADAM", "FAdam", "fadam", "natural_descent"]
@@ -168,23 +168,7 @@ class FAdam(RuleOptimizer):
         stochastic_rounding: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "eps2": eps2,
-                "clip": clip,
-                "rho": rho,
-                "maximize": maximize,
-                "backend": backend,
-                "state_dtype": state_dtype,
-                "stochastic_rounding": stochastic_rounding,
-                "seed": seed,
-            },
-        )
+        super().__init__(params, options_given(locals()))
 
     def rule_for(self, shape: torch.Size, options: Options) -> Rule:
         return FADAM
