@@ -24,7 +24,7 @@ from fisheropt_lab.report.table import terminal_table
 from fisheropt_lab.request import Request, choose_device, prepare
 from fisheropt_lab.run_folder import RunFolder
 from fisheropt_lab.spec import Spec
-from fisheropt_lab.tasks import Task
+from fisheropt_lab.tasks import TASKS, Task
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code a shell expects after Ctrl-C
@@ -48,21 +48,32 @@ Examples:
 
   fisheropt compare text --lrs x0.5,x1,x2 --seeds 5
 
+  fisheropt compare digits
+
   fisheropt compare text --quick --resume      (after Ctrl-C)
 """
 
 
 @app.command(epilog=COMPARE_EXAMPLES)
 def compare(
-    task: Annotated[str, typer.Argument(help="What to train on: text.")],
+    task: Annotated[
+        str,
+        typer.Argument(help=f"What to train on: {'; '.join(f'{name}, {kind.about}' for name, kind in TASKS.items())}."),
+    ],
     optimizers: Annotated[
-        str, typer.Option(help=f"Which ones, the baseline first: {', '.join(CONTENDERS)}.")
-    ] = Request.optimizers,
+        str | None,
+        typer.Option(
+            help=f"Which ones, the baseline first: {', '.join(CONTENDERS)}. Default: "
+            f"{'; '.join(f'{name} {kind.optimizers}' for name, kind in TASKS.items())}."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps and learning rates.")] = False,
-    size: Annotated[str, typer.Option(help="Model size: tiny (1M), small (13M), base (100M), 1b.")] = Request.size,
+    size: Annotated[
+        str | None, typer.Option(help="Model size, text only: tiny (1M, the default), small (13M), base (100M), 1b.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps per trial.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Bytes per sequence.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences or images per step.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Bytes per sequence, text only.")] = None,
     lrs: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +82,8 @@ def compare(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Seeds the best learning rate is trained on.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Your own UTF-8 text, a file or a folder; default: Python's documentation.")
+        Path | None,
+        typer.Option(help="Your own UTF-8 text, a file or a folder, text only; default: Python's documentation."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: the next free runs/TASK-PRESET.")] = None,
     resume: Annotated[
@@ -185,9 +197,11 @@ def _headline(spec: Spec) -> str:
     labels = ", ".join(CONTENDERS[name].label for name in spec.optimizers)
     points = len(spec.lrs[spec.baseline])
     trials = len(spec.optimizers) * (points + len(spec.seeds) - 1)
+    controls = [CONTENDERS[name].label for name in spec.optimizers if name in {c.control for c in CONTENDERS.values()}]
+    added = "".join(f"\n{label}: AdaFisher where its curvature changes nothing" for label in controls)
     return (
         f"{spec.task}, preset {spec.preset}: {labels}\n{trials} trials of {spec.steps} steps "
-        f"(learning rates per optimizer: {points}, seeds: {len(spec.seeds)})"
+        f"(learning rates per optimizer: {points}, seeds: {len(spec.seeds)}){added}"
     )
 
 

@@ -105,5 +105,8 @@ def _test(task: Task, spec: Spec, trial: Trial, folder: RunFolder) -> None:
         device = torch.device(spec.device)
         model = task.model(trial.seed).to(device)
         model.load_state_dict(load_tensors(weights))
-        write_json(folder.test(trial), {"test_loss": task.evaluate(model, "test", device)})
+        write_json(
+            folder.test(trial),
+            {"test_loss": task.evaluate(model, "test", device), "metrics": task.metrics(model, "test", device)},
+        )
     weights.unlink(missing_ok=True)

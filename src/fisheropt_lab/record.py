@@ -17,6 +17,18 @@ class Evaluation:
     loss: float
 
 
+@dataclass(frozen=True)
+class LayerCurvature:
+    """AdaFisher's F of one parameter at the end of a trial."""
+
+    entries: int
+    kind: str  # kronecker where layers explain the parameter, elementwise where its own gradients do
+    min: float
+    median: float
+    max: float
+    near_damping: float  # the fraction of entries within 10 % of the damping: there a step is momentum SGD's
+
+
 @dataclass
 class Record:
     """Grows while the trial runs; `validation_loss` stays None if it diverges."""
@@ -31,6 +43,7 @@ class Record:
     parameters: int = 0  # of the model
     state_bytes: int = 0  # of the optimizer
     backends: dict[str, int] = field(default_factory=dict)  # backend -> number of parameter tensors
+    curvature: dict[str, LayerCurvature] = field(default_factory=dict)  # by parameter; AdaFisher's alone
     resumed_at_steps: list[int] = field(default_factory=list)  # where an interrupted run went on
     finished: str = ""  # UTC
 
@@ -47,4 +60,6 @@ class Record:
     def from_json(cls, value: dict[str, Any]) -> Record:
         """The inverse of `to_json`."""
         evaluations = [Evaluation(**evaluation) for evaluation in value["evaluations"]]
-        return cls(**(value | {"trial": Trial(**value["trial"]), "evaluations": evaluations}))
+        curvature = {name: LayerCurvature(**layer) for name, layer in value.get("curvature", {}).items()}
+        parts = {"trial": Trial(**value["trial"]), "evaluations": evaluations, "curvature": curvature}
+        return cls(**(value | parts))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
 from fisheropt_lab.errors import LabError
 from fisheropt_lab.machine import usable_cores
-from fisheropt_lab.optimizers import backends_on, contender
+from fisheropt_lab.optimizers import CONTENDERS, backends_on, contender
+from fisheropt_lab.options import known, positive
 from fisheropt_lab.spec import PRESETS, Spec, grid, multipliers
-from fisheropt_lab.tasks import TASKS, Task
-from fisheropt_lab.tasks.text.task import SCALES, TextSettings
+from fisheropt_lab.tasks import TASKS, Asked, Task, TaskKind
 
 EVALUATIONS = 15  # per trial
 WARMUP_SHARE = 0.1  # of the steps
@@ -28,8 +26,8 @@ class Request:
 
     task: str = "text"
     quick: bool = False
-    optimizers: str = "adamw,fadam"
-    size: str = "tiny"
+    optimizers: str | None = None
+    size: str | None = None
     steps: int | None = None
     batch_size: int | None = None
     seq_len: int | None = None
@@ -48,27 +46,21 @@ class Request:
 def prepare(request: Request) -> tuple[Task, Spec]:
     """Check the request, load the data, and say what exactly will be done."""
     preset = PRESETS[request.preset]
-    names = _optimizers(request.optimizers)
-    lrs = _lrs(request.lrs, names, preset.grid_points)
-    _known("task", request.task, TASKS)
-    scale = SCALES[_known("size", request.size, SCALES)]
-    settings = TextSettings(
-        size=request.size,
-        batch_size=_positive("--batch-size", request.batch_size, scale.batch_size),
-        seq_len=_positive("--seq-len", request.seq_len, scale.seq_len),
-        data=None if request.data is None else str(request.data.resolve()),
-    )
-    steps = _positive("--steps", request.steps, round(scale.steps * preset.step_fraction))
-    seeds = tuple(range(_positive("--seeds", request.seeds, preset.seeds)))
-    threads = _positive("--threads", request.threads, usable_cores())
+    kind = TASKS[known("task", request.task, TASKS)]
+    names = _optimizers(kind.optimizers if request.optimizers is None else request.optimizers)
+    lrs = _with_controls(_lrs(request.lrs, names, kind, preset.grid_points))
+    setup = kind.setup(_asked(request, kind))
+    steps = positive("--steps", request.steps, round(setup.steps * preset.step_fraction))
+    seeds = tuple(range(positive("--seeds", request.seeds, preset.seeds)))
+    threads = positive("--threads", request.threads, usable_cores())
     device = choose_device(request.device)
-    for name in names:
+    for name in lrs:
         backends_on(device, name, request.backend)
-    task = TASKS[request.task](settings)
+    task = setup.load()
     spec = Spec(
         task=request.task,
         preset=request.preset,
-        settings=asdict(settings),
+        settings=setup.settings,
         data=task.describe_data(),
         lrs=lrs,
         steps=steps,
@@ -97,6 +89,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _asked(request: Request, kind: TaskKind) -> Asked:
+    """The task's own options. One that the task does not have is refused, rather than quietly ignored."""
+    asked = Asked(request.size, request.batch_size, request.seq_len, request.data)
+    for option, value in asdict(asked).items():
+        if value is not None and option not in kind.options:
+            raise LabError(f"--{option.replace('_', '-')} does not apply to {request.task}")
+    return asked
+
+
 def _optimizers(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
@@ -105,19 +106,29 @@ def _optimizers(text: str) -> list[str]:
         contender(name)
         if names.count(name) > 1:
             raise LabError(f"--optimizers names {name!r} twice")
+        owners = [owner.name for owner in CONTENDERS.values() if owner.control == name]
+        if owners and not set(owners) & set(names):
+            raise LabError(f"{name} is a control: it needs {' or '.join(owners)} to be the control of")
     return names
 
 
-def _lrs(text: str | None, names: list[str], points: int) -> dict[str, tuple[float, ...]]:
+def _lrs(text: str | None, names: list[str], kind: TaskKind, points: int) -> dict[str, tuple[float, ...]]:
     """Learning rates per optimizer: the preset's grid, multiples of each centre (x0.5,x1,x2), or the same values."""
+    centres = {name: kind.lrs.get(name, contender(name).lr) for name in names}
     if text is None:
-        return {name: grid(contender(name).lr, multipliers(points)) for name in names}
+        return {name: grid(centre, multipliers(points)) for name, centre in centres.items()}
     words = [word.strip() for word in text.split(",")]
     relative = all(word.startswith("x") for word in words)
     values = tuple(_lr(word.removeprefix("x") if relative else word) for word in words)
     if len(set(values)) < len(values):
         raise LabError(f"--lrs names a value twice: {text}")
-    return {name: grid(contender(name).lr, values) if relative else values for name in names}
+    return {name: grid(centre, values) if relative else values for name, centre in centres.items()}
+
+
+def _with_controls(lrs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """Add the controls of those that take part, each with the grid that its owner's has at its damping (SPEC D14)."""
+    owners = [contender(name) for name in lrs if contender(name).control is not None]
+    return lrs | {str(owner.control): owner.control_lrs(lrs[owner.name]) for owner in reversed(owners)}
 
 
 def _lr(word: str) -> float:
@@ -127,20 +138,4 @@ def _lr(word: str) -> float:
         raise LabError(f"--lrs takes numbers (1e-3,2e-3) or multiples (x0.5,x1,x2), not {word!r}") from None
     if not (math.isfinite(value) and value > 0):
         raise LabError(f"a learning rate must be positive and finite, not {word}")
-    return value
-
-
-def _known(what: str, name: str, known: Collection[str]) -> str:
-    if name not in known:
-        close = get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        raise LabError(f"unknown {what} {name!r}; {hint}")
-    return name
-
-
-def _positive(option: str, value: int | None, default: int) -> int:
-    if value is None:
-        return default
-    if value < 1:
-        raise LabError(f"{option} must be at least 1, not {value}")
     return value

@@ -4,7 +4,7 @@ run.json                the spec, the command, the machine: written first, compa
 trials/<trial>.json     one finished trial each
 trials/<trial>.pt       the way back into the trial that is running
 weights/<trial>.pt      trained models that may still be needed for the test split
-tests/<trial>.json      the test loss of a chosen trial
+tests/<trial>.json      the test loss of a chosen trial, and the task's metrics
 timing.json             step times, and when everything was done
 results.json, table.md, curves.png, report.html
 """
@@ -86,3 +86,8 @@ class RunFolder:
         """What the test split said, or None if it was not asked."""
         path = self.test(trial)
         return read_json(path)["test_loss"] if path.exists() else None
+
+    def test_metrics(self, trial: Trial) -> dict[str, float]:
+        """The task's metrics on the test split, by name."""
+        path = self.test(trial)
+        return read_json(path).get("metrics", {}) if path.exists() else {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Literal
 
 from fisheropt_lab.optimizers import CONTENDERS
-from fisheropt_lab.record import Record
+from fisheropt_lab.record import LayerCurvature, Record
 from fisheropt_lab.selection import best_lrs
 from fisheropt_lab.spec import Spec
 from fisheropt_lab.timing import StepTime
@@ -56,6 +57,14 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class NearDamping:
+    """The share of AdaFisher's F within 10 % of its damping when training ended, in [0, 1], mean over seeds."""
+
+    of_weights: float
+    median_layer: float  # the median over the parameters of a model
+
+
+@dataclass(frozen=True)
 class Row:
     """One optimizer's line in the table. None where nothing can be said, because trials diverged."""
 
@@ -66,6 +75,8 @@ class Row:
     edge: Literal["lowest", "highest"] | None  # the best lr lies at this end of the grid: a wider grid may do better
     validation: Spread | None  # final, at the best lr
     test: Spread | None
+    metrics: dict[str, Spread | None]  # the task's, on the test split
+    near_damping: NearDamping | None  # AdaFisher's alone
     reach: Reach | None
     step_time: StepTime | None  # optimizers taking turns
     optimizer_ms_in_training: float | None  # median over the steps at the best lr
@@ -76,9 +87,13 @@ class Row:
 
 
 def summarise(
-    spec: Spec, records: list[Record], test_losses: dict[str, float], step_times: dict[str, StepTime]
+    spec: Spec,
+    records: list[Record],
+    test_losses: dict[str, float],
+    step_times: dict[str, StepTime],
+    test_metrics: Mapping[str, dict[str, float]] | None = None,
 ) -> list[Row]:
-    """A row per optimizer, in the spec's order. `test_losses` is keyed by trial id."""
+    """A row per optimizer, in the spec's order. Test losses and metrics are keyed by trial id."""
     search = [record for record in records if record.trial.seed == spec.seeds[0]]
     chosen = best_lrs(spec, search)
     at_best = {
@@ -90,7 +105,7 @@ def summarise(
     }
     targets = {record.trial.seed: best_validation(record) for record in at_best.get(spec.baseline, [])}
     return [
-        _row(spec, name, records, at_best.get(name, []), targets, test_losses, step_times.get(name))
+        _row(spec, name, records, at_best.get(name, []), targets, test_losses, test_metrics or {}, step_times.get(name))
         for name in spec.optimizers
     ]
 
@@ -114,12 +129,14 @@ def _row(
     at_best: list[Record],
     targets: dict[int, float | None],
     test_losses: dict[str, float],
+    test_metrics: Mapping[str, dict[str, float]],
     step_time: StepTime | None,
 ) -> Row:
     mine = [record for record in records if record.trial.optimizer == name]
     lrs = tuple(sorted(spec.lrs[name]))
     best_lr = at_best[0].trial.lr if at_best else None
     finished = [record for record in mine if record.parameters and record.state_bytes]
+    tested = [test_metrics.get(record.trial.id, {}) for record in at_best]
     return Row(
         optimizer=name,
         label=CONTENDERS[name].label,
@@ -128,6 +145,8 @@ def _row(
         edge=_edge(best_lr, lrs),
         validation=_spread([record.validation_loss for record in at_best]),
         test=_spread([test_losses.get(record.trial.id) for record in at_best]),
+        metrics={metric: _spread([scores.get(metric) for scores in tested]) for scores in tested for metric in scores},
+        near_damping=_near_damping([record.curvature for record in at_best if record.curvature]),
         reach=Reach(tuple(steps_to(targets.get(r.trial.seed), r) for r in at_best)) if at_best and targets else None,
         step_time=step_time,
         optimizer_ms_in_training=median(ms for r in at_best for ms in r.optimizer_ms) if at_best else None,
@@ -135,6 +154,17 @@ def _row(
         trials=len(mine),
         diverged=sum(record.diverged_at_step is not None for record in mine),
         diverged_at_best=sum(record.diverged_at_step is not None for record in at_best),
+    )
+
+
+def _near_damping(models: list[dict[str, LayerCurvature]]) -> NearDamping | None:
+    if not models:
+        return None
+    layers = [list(model.values()) for model in models]
+    near = [sum(one.near_damping * one.entries for one in model) for model in layers]
+    return NearDamping(
+        of_weights=fmean(n / sum(one.entries for one in model) for n, model in zip(near, layers, strict=True)),
+        median_layer=fmean(median(one.near_damping for one in model) for model in layers),
     )
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fisheropt_lab.clock import now
 from fisheropt_lab.files import load_tensors, save_tensors
-from fisheropt_lab.optimizers import backends_of, contender, state_bytes
+from fisheropt_lab.optimizers import backends_of, contender, curvature_of, state_bytes
 from fisheropt_lab.record import Evaluation, Record
 from fisheropt_lab.schedule import lr_scale
 from fisheropt_lab.spec import Spec, Trial
@@ -46,7 +46,7 @@ def run_trial(
     """
     device = torch.device(spec.device)
     model = task.model(trial.seed).to(device)
-    optimizer = contender(trial.optimizer).build(model.parameters(), trial.lr, spec.backend)
+    optimizer = contender(trial.optimizer).build(model, trial.lr, spec.backend)
     record = _restore(checkpoints.path, model, optimizer) or Record(trial)
 
     saved_at, save_cost = time.perf_counter(), 0.0
@@ -71,6 +71,7 @@ def run_trial(
 
     if record.diverged_at_step is None:
         record.validation_loss = record.evaluations[-1].loss
+        record.curvature = curvature_of(optimizer)
     record.parameters = sum(parameter.numel() for parameter in model.parameters())
     record.state_bytes = state_bytes(optimizer)
     record.backends = backends_of(optimizer)
@@ -93,7 +94,7 @@ def _training_step(
         group["lr"] = lr
     batch = tuple(part.to(device) for part in task.batch(record.trial.seed, step))
     loss = task.loss(model, batch)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip)
     value = loss.item()
     if math.isfinite(value):

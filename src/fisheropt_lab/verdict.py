@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fisheropt_lab.optimizers import CONTENDERS
 from fisheropt_lab.spec import Spec
 from fisheropt_lab.summary import Row
 
@@ -28,6 +29,16 @@ def verdict(spec: Spec, rows: list[Row], unit: str) -> list[Finding]:
             " ".join(filter(None, (_reach(baseline, row, spec), _time(baseline, row), _memory(baseline, row)))),
         )
         for row in rows[1:]
+        if row.optimizer != CONTENDERS[baseline.optimizer].control  # which the next finding is about
+    ]
+    findings += [
+        Finding(
+            _loss(control, row, unit),
+            " ".join(filter(None, (_control(control, row), _curvature(row), _time(control, row)))),
+        )
+        for row in rows
+        for control in rows
+        if control.optimizer == CONTENDERS[row.optimizer].control
     ]
     findings += [_edge(row) for row in rows if row.edge]
     findings += [
@@ -84,6 +95,31 @@ def _memory(baseline: Row, row: Row) -> str:
     if mine is None or theirs is None:
         return ""
     return f"State: {mine:.2f} bytes per parameter against {theirs:.2f}."
+
+
+def _control(control: Row, row: Row) -> str:
+    """What the control is, and what follows from the comparison with it."""
+    what = f"{control.label} is momentum SGD at {row.label}'s learning rates divided by lambda, with as many trials"
+    if row.test is None or control.test is None or len(row.test.values) == 1:
+        return f"{what}."
+    if row.test.high < control.test.low and (control.edge or control.diverged):
+        return (
+            f"{what}. These do not suit it, so the difference may not be the curvature's: add sgd, with its own grid."
+        )
+    if row.test.high < control.test.low:
+        return f"{what}: here the curvature helps."
+    return f"{what}: that the curvature helps is not seen here."
+
+
+def _curvature(row: Row) -> str:
+    near = row.near_damping
+    if near is None:
+        return ""
+    return (
+        f"When training ended, F was within 10 % of lambda in {100 * near.of_weights:.1f} % of the weights (median "
+        f"over layers: {100 * near.median_layer:.1f} %). There the curvature changes nothing: in these {row.label} is "
+        "momentum SGD."
+    )
 
 
 def _edge(row: Row) -> Finding:

@@ -10,6 +10,8 @@ import torch
 from tests.lab.small import text_file
 
 from fisheropt_lab import cli
+from fisheropt_lab.models.convnet import ConvNet
+from fisheropt_lab.optimizers import CONTENDERS
 
 SHORT = ("--batch-size", "2", "--seq-len", "16", "--threads", "1")
 
@@ -34,6 +36,13 @@ def fisheropt(monkeypatch, capsys, tmp_path):
     ("arguments", "line"),
     [
         ("compare txt", "unknown task 'txt'; did you mean 'text'?"),
+        ("compare digit", "unknown task 'digit'; did you mean 'digits'?"),
+        ("compare digits --seq-len 16", "--seq-len does not apply to digits"),
+        ("compare digits --data text.txt", "--data does not apply to digits"),
+        ("compare digits --size small", "--size does not apply to digits"),
+        ("compare digits --batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("compare digits --optimizers sgd,sgd-control", "sgd-control is a control: it needs adafisher or adafisherw "),
+        ("compare digits --backend numba", "adafisher: backend='numba' has no kernel for adafisher; "),
         ("compare text --optimizers adamw,fadm", "unknown optimizer 'fadm'; did you mean 'fadam'?"),
         ("compare text --optimizers adamw,lion", "unknown optimizer 'lion'; known are adamw, fadam, "),
         ("compare text --optimizers adamw,adamw", "--optimizers names 'adamw' twice"),
@@ -109,8 +118,9 @@ def test_info_names_a_backend_for_every_optimizer(fisheropt):
     code, out, _ = fisheropt("info")
     assert code == 0
     assert f"torch {torch.__version__.partition('+')[0]}" in out
-    rows = dict(re.findall(r"│ (\w+) +│ ([\w ]+?) +│", out))
-    assert set(rows) == {"adamw", "fadam", "fadafactor", "adafactor", "adam", "naturaladam", "sgd"}
+    rows = dict(re.findall(r"│ ([\w-]+) +│ ([\w ]+?) +│", out))
+    assert set(rows) == set(CONTENDERS)
+    assert rows["adafisher"] == "eager"
     assert rows["adamw"] == "torch fused"
     assert rows["fadam"] in ("eager", "numba")
 
@@ -149,6 +159,45 @@ def test_a_whole_comparison(fisheropt, tmp_path):
     code, _, err = fisheropt(*arguments, *SHORT, "--optimizers", "sgd,adamw", "--resume")
     assert code == 2
     assert err.startswith("fisheropt: runs/text-default holds a different run (lrs was ")
+
+
+def test_digits(fisheropt, tmp_path):
+    """AdaFisher, its control and what F was: in the trials, the table, the verdict and the page."""
+    arguments = (
+        "compare digits --steps 12 --seeds 2 --lrs x0.5,x1 --batch-size 16 --threads 1 --optimizers sgd,adafisher"
+    )
+    code, out, err = fisheropt(*arguments.split())
+    assert (code, err) == (0, "")
+    assert "SGD control: AdaFisher where its curvature changes nothing" in out
+    run = tmp_path / "runs" / "digits-default"
+    assert {"results.json", "table.md", "curves.png", "report.html"} < {path.name for path in run.iterdir()}
+    results = json.loads((run / "results.json").read_text())
+
+    lrs = results["spec"]["lrs"]
+    assert list(lrs) == ["sgd", "adafisher", "sgd-control"]
+    assert lrs["sgd-control"] == pytest.approx([lr / 1e-3 for lr in lrs["adafisher"]])
+    trials = [trial["trial"]["optimizer"] for trial in results["trials"]]
+    assert trials.count("sgd-control") == trials.count("adafisher") == trials.count("sgd") == 3
+
+    layers = {name: p.numel() for name, p in ConvNet().named_parameters()}
+    for trial in results["trials"]:
+        watched = trial["trial"]["optimizer"] == "adafisher"
+        assert {name: layer["entries"] for name, layer in trial["curvature"].items()} == (layers if watched else {})
+    sgd, adafisher, control = results["summary"]
+    assert 0 <= adafisher["near_damping"]["of_weights"] <= 1
+    assert 0 <= adafisher["near_damping"]["median_layer"] <= 1
+    assert sgd["near_damping"] is control["near_damping"] is None
+    assert 0 <= sgd["metrics"]["accuracy"]["mean"] <= 1
+
+    header, _, first, second, _ = (run / "table.md").read_text().splitlines()[:5]
+    assert "Test (accuracy %)" in header
+    assert header.endswith("| F near lambda (% of weights) |")
+    assert first.endswith("| - |")
+    assert second.endswith(f"| {100 * adafisher['near_damping']['of_weights']:.1f} |")
+    (finding,) = [line for line in results["verdict"] if "AdaFisher's learning rates divided by lambda" in line]
+    assert f"F was within 10 % of lambda in {100 * adafisher['near_damping']['of_weights']:.1f} % of the" in finding
+    page = (run / "report.html").read_text()
+    assert all(f"<td>{name}</td>" in page for name in layers)
 
 
 def test_ctrl_c_and_resume(tmp_path):

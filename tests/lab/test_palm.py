@@ -93,5 +93,5 @@ def test_output_layer_is_the_embedding(model):
 
 def test_there_are_no_biases(model):
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    assert len(linear) == 6 * SMALL.layers
+    assert len(linear) == 6 * SMALL.layers + 1
     assert all(layer.bias is None for layer in linear)

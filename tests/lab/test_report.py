@@ -3,6 +3,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -15,6 +16,7 @@ from fisheropt_lab.outcome import load_outcome
 from fisheropt_lab.report import write_reports
 from fisheropt_lab.report.table import terminal_table
 from fisheropt_lab.run_folder import RunFolder
+from fisheropt_lab.summary import NearDamping
 
 MANIFEST = {
     "spec": SPEC.to_json(),
@@ -131,6 +133,20 @@ def test_the_page_holds_everything_and_loads_nothing(folder):
     ):
         assert text in page.text
     assert "<angle brackets> & an ampersand" in page.text  # escaped in the source
+
+
+def test_the_terminal_table_with_adafisher_fits_eighty_columns(folder):
+    outcome = load_outcome(folder)
+    labels = ("AdaFisher", "AdaFisherW", "SGD control")
+    near = NearDamping(of_weights=0.1234, median_layer=0.5)
+    rows = [replace(row, label=label, near_damping=near) for row, label in zip(outcome.rows, labels, strict=True)]
+    stream = io.StringIO()
+    Console(width=80, file=stream).print(terminal_table(replace(outcome, rows=rows)))
+    text = stream.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("12.3") == 3
+    assert text.count("4.00") == 1  # bytes per parameter, in the last column
 
 
 def test_the_terminal_table_fits_eighty_columns(folder):

@@ -114,11 +114,13 @@ class ParallelBlock(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, H, T, K), (B, 1, T, K)
         k, v = k.expand_as(q), v.expand_as(q)  # (B, H, T, K) each, a view: nothing is copied
         y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, K)
-        return self.attention_out(y.transpose(1, 2).flatten(2))  # (B, T, D)
+        out: Tensor = self.attention_out(y.transpose(1, 2).flatten(2))  # (B, T, D)
+        return out
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """SwiGLU: (B, T, D) -> (B, T, D)"""
-        return self.down(nn.functional.silu(self.gate(h)) * self.up(h))  # (B, T, F) inside, (B, T, D) out
+        out: Tensor = self.down(nn.functional.silu(self.gate(h)) * self.up(h))  # (B, T, F) inside, (B, T, D) out
+        return out
 
 
 class Palm(nn.Module):
@@ -131,6 +133,8 @@ class Palm(nn.Module):
         self.rotary = Rotary(config.head_width)
         self.blocks = nn.ModuleList(ParallelBlock(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
+        self.output = nn.Linear(config.width, config.vocabulary, bias=False, device="meta")  # without random numbers
+        self.output.weight = self.embedding.weight  # a layer of its own all the same: AdaFisher looks at layers
         self.initialise()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -139,7 +143,8 @@ class Palm(nn.Module):
         x = self.embedding(tokens)  # (B, T, D)
         for block in self.blocks:
             x = block(x, cos, sin)  # (B, T, D)
-        return nn.functional.linear(self.norm(x), self.embedding.weight)  # (B, T, V)
+        logits: Tensor = self.output(self.norm(x))  # (B, T, V)
+        return logits
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -18,10 +18,9 @@ from fisheropt_lab.summary import Row
 
 # Okabe and Ito's palette, told apart by every kind of colour vision; markers differ too. Fixed per optimizer, so that
 # two reports can be held side by side.
-COLOURS = dict(
-    zip(CONTENDERS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666"), strict=True)
-)
-MARKERS = dict(zip(CONTENDERS, "os^Dv*X", strict=True))
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
+COLOURS = dict(zip(CONTENDERS, (*OKABE_ITO, "#882255", "#999933"), strict=True))
+MARKERS = dict(zip(CONTENDERS, "os^Dv*XPph", strict=True))
 Series = NDArray[np.float64]
 
 

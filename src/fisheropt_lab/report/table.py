@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from textwrap import wrap
 
 from rich import box
 from rich.table import Table
 
 from fisheropt_lab.outcome import Outcome
 from fisheropt_lab.summary import Reach, Row, Spread
-from fisheropt_lab.tasks import Unit
+from fisheropt_lab.tasks import Metric, Unit
 
+NARROW = 9  # characters, of a heading over columns of several kinds
 NOTHING = "-"  # a number that does not exist, because trials diverged
 
 
@@ -21,6 +23,7 @@ class Column:
     what: str
     unit: str
     cells: tuple[str, ...]
+    stack: str = ""  # the columns of a stack share one column of the terminal; by default those of one `what` do
 
     @property
     def heading(self) -> str:
@@ -37,13 +40,18 @@ def columns(outcome: Outcome) -> list[Column]:
 
     return [
         column("Optimizer", "", [row.label for row in rows]),
-        column("Best lr", "", [_lr(row) for row in rows]),
+        replace(column("Best lr", "", [_lr(row) for row in rows]), stack="Optimizer"),
         *(column("Validation", unit.name, [_loss(row.validation, row, unit) for row in rows]) for unit in units),
         *(column("Test", unit.name, [_loss(row.test, row, unit) for row in rows]) for unit in units),
+        *(
+            column("Test", f"{metric.name} {metric.unit}", [_metric(row, metric) for row in rows])
+            for metric in outcome.metrics
+        ),
         column(f"Steps to {rows[0].label}'s best", "", [_reach(row.reach, seeds) for row in rows]),
         column("Step time", "optimizer ms", [_ms(row, "optimizer_ms", 2) for row in rows]),
         column("Step time", "training ms", [_ms(row, "training_ms", 1) for row in rows]),
         column("State", "B/param", [_bytes(row) for row in rows]),
+        *_curvature(rows),
     ]
 
 
@@ -58,6 +66,11 @@ def footnotes(outcome: Outcome) -> list[str]:
         f"that seed, evaluated every {spec.eval_every} of {spec.steps} steps",
         "times: medians, optimizers taking turns",
     ]
+    if any(row.near_damping for row in rows):
+        notes.append(
+            "F near lambda: within 10 % of it when training ended, where AdaFisher is momentum SGD; AdaFisher's times "
+            "are means over a period of factor updates"
+        )
     if any(0 < row.reach.reached < seeds for row in rows if row.reach):
         notes.append(f"(k/{seeds}): only k seeds got there, and the median counts the others as infinite")
     if any(row.edge for row in rows):
@@ -88,12 +101,16 @@ def terminal_table(outcome: Outcome) -> Table:
     )
     stacks: dict[str, list[Column]] = {}
     for column in columns(outcome):
-        stacks.setdefault(column.what, []).append(column)
+        stacks.setdefault(column.stack or column.what, []).append(column)
     for what, stack in stacks.items():
         units = [column.unit for column in stack]
-        heading = "\n".join([what, *units] if len(units) > 1 else f"{what} {units[0]}".split())
-        one_line = what in ("Optimizer", "Validation", "Test")
-        kept_together = heading.split() + [cell for column in stack if one_line for cell in column.cells]
+        if any(column.what != what for column in stack):
+            heading = "\n".join(line for column in stack for line in wrap(f"{column.what} {column.unit}", NARROW))
+        else:
+            heading = "\n".join([what, *units] if len(units) > 1 else f"{what} {units[0]}".split())
+        one_line = what in ("Validation", "Test")
+        cells = [cell for column in stack for cell in column.cells]
+        kept_together = heading.split() + (cells if one_line else [word for cell in cells for word in cell.split()])
         table.add_column(
             heading,
             justify="left" if what == "Optimizer" else "right",
@@ -116,6 +133,22 @@ def _loss(spread: Spread | None, row: Row, unit: Unit) -> str:
         return "diverged" if row.diverged else NOTHING
     mean = f"{spread.mean * unit.per_loss:.4f}"
     return mean if spread.std is None else f"{mean} ± {spread.std * unit.per_loss:.4f}"
+
+
+def _metric(row: Row, metric: Metric) -> str:
+    spread = row.metrics.get(metric.name)
+    if spread is None:
+        return NOTHING
+    mean = f"{spread.mean * metric.factor:.{metric.digits}f}"
+    return mean if spread.std is None else f"{mean} ± {spread.std * metric.factor:.{metric.digits}f}"
+
+
+def _curvature(rows: list[Row]) -> list[Column]:
+    """How much of AdaFisher's F is its damping; nothing where no AdaFisher takes part."""
+    if not any(row.near_damping for row in rows):
+        return []
+    shares = [row.near_damping and f"{100 * row.near_damping.of_weights:.1f}" for row in rows]
+    return [Column("F near lambda", "% of weights", tuple(share or NOTHING for share in shares), stack="State")]
 
 
 def _reach(reach: Reach | None, seeds: int) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fisheropt_lab.tasks.protocol import Task, Unit
-from fisheropt_lab.tasks.text.task import TextTask
+from fisheropt_lab.tasks.digits.task import DIGITS
+from fisheropt_lab.tasks.protocol import Asked, Metric, Task, TaskKind, Unit
+from fisheropt_lab.tasks.text.task import TEXT
 
-TASKS = {"text": TextTask}
+TASKS: dict[str, TaskKind] = {"text": TEXT, "digits": DIGITS}
 
-__all__ = ["TASKS", "Task", "Unit"]
+__all__ = ["TASKS", "Asked", "Metric", "Task", "TaskKind", "Unit"]

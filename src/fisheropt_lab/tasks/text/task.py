@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt_lab.models.palm import SIZES, Palm
-from fisheropt_lab.tasks.protocol import Batch, Split, Unit
+from fisheropt_lab.options import known, positive
+from fisheropt_lab.tasks.protocol import Asked, Batch, Setup, Split, TaskKind, Unit
 from fisheropt_lab.tasks.text.bytetext import ByteText
 from fisheropt_lab.tasks.text.corpus import Corpus
 from fisheropt_lab.tasks.text.python_docs import python_docs
@@ -52,8 +53,6 @@ class TextSettings:
 
 class TextTask:
     """Implements `tasks.protocol.Task`."""
-
-    units = (Unit("nats/byte", 1.0), Unit("bits/byte", 1 / math.log(2)))
 
     def __init__(self, settings: TextSettings, corpus: Corpus | None = None) -> None:
         self.settings = settings
@@ -120,6 +119,9 @@ class TextTask:
             sequences += len(inputs)
         return total / sequences
 
+    def metrics(self, model: nn.Module, split: Split, device: torch.device) -> dict[str, float]:
+        return {}  # the loss says it all
+
     def _evaluation_batches(self, split: Split) -> Iterator[Batch]:
         text, starts = self._text(split), self._window_starts(split)
         for first in range(0, len(starts), self.settings.batch_size):
@@ -141,3 +143,24 @@ def _stack(text: ByteText, starts: list[int], length: int) -> Batch:
     windows = np.stack([text.window(start, length) for start in starts])  # (B, T + 1) uint8
     tokens = torch.from_numpy(windows).long()  # (B, T + 1)
     return tokens[:, :-1], tokens[:, 1:]
+
+
+def _setup(asked: Asked) -> Setup:
+    size = known("size", asked.size or "tiny", SCALES)
+    scale = SCALES[size]
+    settings = TextSettings(
+        size=size,
+        batch_size=positive("--batch-size", asked.batch_size, scale.batch_size),
+        seq_len=positive("--seq-len", asked.seq_len, scale.seq_len),
+        data=None if asked.data is None else str(asked.data.resolve()),
+    )
+    return Setup(asdict(settings), scale.steps, lambda: TextTask(settings))
+
+
+TEXT = TaskKind(
+    about="a small language model on English text",
+    units=(Unit("nats/byte", 1.0), Unit("bits/byte", 1 / math.log(2))),
+    optimizers="adamw,fadam",
+    options=frozenset({"size", "batch_size", "seq_len", "data"}),
+    setup=_setup,
+)
