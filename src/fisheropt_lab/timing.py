@@ -19,7 +19,8 @@ from fisheropt_lab.spec import Spec
 from fisheropt_lab.tasks import Task
 
 WARM_UP_ROUNDS = 3  # state is allocated, kernels are compiled
-TIMED_ROUNDS = 30
+TIMED_ROUNDS = 30  # at least, and as many more as fit into
+TIMED_SECONDS = 2.0  # because medians of a few short steps say little on a busy machine
 NEARLY_ZERO = 1e-9  # learning rate: the weights stay where they are, the arithmetic is the same
 
 
@@ -62,7 +63,8 @@ def measure_step_times(task: Task, spec: Spec) -> dict[str, StepTime]:
     names = list(optimizers)
     optimizer_ms: dict[str, list[float]] = {name: [] for name in names}
     training_ms: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(WARM_UP_ROUNDS + TIMED_ROUNDS):
+    i, begun = 0, now(device)
+    while i < WARM_UP_ROUNDS + TIMED_ROUNDS or now(device) - begun < TIMED_SECONDS:
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
             model = models[name]
@@ -77,6 +79,7 @@ def measure_step_times(task: Task, spec: Spec) -> dict[str, StepTime]:
             if i >= WARM_UP_ROUNDS:
                 optimizer_ms[name].append((after - before) * 1e3)
                 training_ms[name].append((after - started) * 1e3)
+        i += 1
     return {name: _summary(optimizer_ms[name], training_ms[name], contender(name).period) for name in names}
 
 

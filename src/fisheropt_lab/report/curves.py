@@ -44,7 +44,7 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
     Time is the number of steps times the step time of the phase in which the optimizers take turns: the clock of the
     trials themselves tells more about what else the machine was doing.
     """
-    early_losses = []
+    early_losses, all_losses = [], []
     for row in outcome.rows:
         records = _at_best(outcome, row)
         if not records:
@@ -64,9 +64,11 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
         axis = axis[evaluated - 1]
         axes.fill_between(axis, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, linewidth=0)
         axes.plot(axis, losses.mean(axis=0), color=colour, marker=MARKERS[row.optimizer], markersize=5, linewidth=2)
+        all_losses += losses.mean(axis=0).tolist()
         early_losses.append(losses.mean(axis=0)[: len(axis) // 10 + 1].min())
     if early_losses:  # the fall of the first tenth would squash everything that differs later
         axes.set_ylim(top=max(early_losses) * 1.02)
+        _logarithmic_if_wide(axes, all_losses)
     if against_time:
         axes.set(title="Against wall-clock", xlabel="steps times step time (s), timed in turns")
     else:
@@ -78,11 +80,13 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
 def _lr_curves(axes: Axes, outcome: Outcome) -> None:
     """Final validation loss of the learning-rate search; a diverged trial is a cross at the top."""
     search_seed = outcome.spec.seeds[0]
+    all_losses: list[float] = []
     for row in outcome.rows:
         colour, marker = COLOURS[row.optimizer], MARKERS[row.optimizer]
         mine = [r for r in outcome.records if (r.trial.optimizer, r.trial.seed) == (row.optimizer, search_seed)]
         losses = {r.trial.lr: r.validation_loss for r in mine if r.validation_loss is not None}
         lrs = sorted(losses)
+        all_losses += losses.values()
         axes.plot(
             lrs, [losses[lr] for lr in lrs], color=colour, marker=marker, markersize=7, linewidth=2, label=row.label
         )
@@ -94,11 +98,29 @@ def _lr_curves(axes: Axes, outcome: Outcome) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: f"{lr:.3g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(sorted({lr for row in outcome.rows for lr in row.lrs}))
+    axes.set_xticks(_apart(sorted({lr for row in outcome.rows for lr in row.lrs})))
+    _logarithmic_if_wide(axes, all_losses)
     axes.tick_params(axis="x", rotation=45)
     axes.set(title="Learning-rate search (best one circled)", xlabel="peak learning rate")
     axes.set_ylabel(f"final validation loss, seed {search_seed} ({outcome.units[0].name})")
     _tidy(axes)
+
+
+def _logarithmic_if_wide(axes: Axes, losses: list[float]) -> None:
+    """Losses over more than a decade are drawn on a logarithmic axis, where small ones can still be told apart."""
+    if losses and max(losses) > 10 * min(losses) > 0:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.8 * min(losses))
+
+
+def _apart(lrs: list[float]) -> list[float]:
+    """As many of these, ascending, as a logarithmic axis has room for labels."""
+    room = (lrs[-1] / lrs[0]) ** (1 / 16)
+    kept = lrs[:1]
+    for lr in lrs[1:]:
+        if lr >= room * kept[-1]:
+            kept.append(lr)
+    return kept
 
 
 def _at_best(outcome: Outcome, row: Row) -> list[Record]:
