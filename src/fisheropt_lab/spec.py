@@ -19,7 +19,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "default": Preset(grid_points=5, step_fraction=1.0, seeds=3),
-    "quick": Preset(grid_points=3, step_fraction=0.3, seeds=3),
+    "quick": Preset(grid_points=3, step_fraction=0.24, seeds=3),
 }
 
 
