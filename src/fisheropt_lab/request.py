@@ -15,7 +15,6 @@ from fisheropt_lab.options import known, positive
 from fisheropt_lab.spec import PRESETS, Spec, grid, multipliers
 from fisheropt_lab.tasks import TASKS, Asked, Task, TaskKind
 
-EVALUATIONS = 15  # per trial
 WARMUP_SHARE = 0.1  # of the steps
 GRAD_CLIP = 1.0
 
@@ -65,7 +64,7 @@ def prepare(request: Request) -> tuple[Task, Spec]:
         lrs=lrs,
         steps=steps,
         warmup=max(1, round(WARMUP_SHARE * steps)),
-        eval_every=max(1, steps // EVALUATIONS),
+        eval_every=max(1, steps // preset.evaluations),
         seeds=seeds,
         grad_clip=GRAD_CLIP,
         backend=request.backend,

@@ -15,11 +15,12 @@ class Preset:
     grid_points: int
     step_fraction: float  # of the steps the task's size asks for
     seeds: int
+    evaluations: int  # per trial, of the validation loss
 
 
 PRESETS: dict[str, Preset] = {
-    "default": Preset(grid_points=5, step_fraction=1.0, seeds=3),
-    "quick": Preset(grid_points=3, step_fraction=0.24, seeds=3),
+    "default": Preset(grid_points=5, step_fraction=1.0, seeds=3, evaluations=15),
+    "quick": Preset(grid_points=3, step_fraction=0.2, seeds=3, evaluations=10),
 }
 
 
