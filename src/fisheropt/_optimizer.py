@@ -67,7 +67,7 @@ class RuleOptimizer(Optimizer):
             check_options(group, self.defaults, type(self).__name__)
             for p in group["params"]:
                 self._check_parameter(p)
-                self._implementation(p, group)
+                self._implementation(self.rule_for(p.shape, group), p, group)  # a backend that is missing says so now
         except Exception:
             del self.param_groups[groups_before:]
             raise
@@ -87,8 +87,8 @@ class RuleOptimizer(Optimizer):
         if is_dtensor(p) and any(placement.is_partial() for placement in p.placements):  # type: ignore[attr-defined]
             raise TypeError(f"{name} takes sharded or replicated DTensor parameters, got {which} with partial sums")
 
-    def _implementation(self, p: Tensor, group: Options) -> Implementation:
-        return implementation(self.rule_for(p.shape, group).function, p.device.type, group["backend"])
+    def _implementation(self, rule: Rule, p: Tensor, group: Options) -> Implementation:
+        return implementation(rule.function, p.device.type, group["backend"])
 
     def backends(self) -> dict[str, str]:
         """What runs each parameter: ``{name, or "group.index": backend}``.
@@ -100,7 +100,8 @@ class RuleOptimizer(Optimizer):
             names = group.get("param_names") or [f"{i}.{j}" for j in range(len(group["params"]))]
             for name, p in zip(names, group["params"], strict=True):
                 shadow = torch.empty_like(p, device="meta", requires_grad=False)  # same dtype, shape and strides
-                chosen, rule = self._implementation(p, group), self.rule_for(p.shape, group)
+                rule = self.rule_for(p.shape, group)
+                chosen = self._implementation(rule, p, group)
                 if is_dtensor(p) and chosen.backend != "eager":
                     picked[name] = f"eager ({chosen.backend}: sharded parameter)"
                     continue
@@ -206,19 +207,20 @@ class RuleOptimizer(Optimizer):
     def _prepare(self, p: Tensor, group: Options) -> Work:
         """The tensors of parameter ``p`` as its rule wants them."""
         rule = self.rule_for(p.shape, group)
-        chosen = self._implementation(p, group)
+        chosen = self._implementation(rule, p, group)
         g = p.grad
         assert g is not None
         state = self.state[p]
         dims = factored_dims(p.shape, group["min_dim_size_to_factor"]) if rule.factored else None
+        kept = [slot if slot.needed(group) else None for slot in rule.slots]
         place = None
+        whole = p  # what decides how a slot is stored, also where this process has a shard of it only
         if is_dtensor(p):
             place = place_of(p, dims)
             g = placed_like(p, g)
             p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
             if place is not None:
                 chosen = implementation(rule.function, p.device.type, "eager")
-        kept = [slot if slot.needed(group) else None for slot in rule.slots]
         slots = [None if slot is None else state[slot.name] for slot in kept]
         if group["maximize"]:
             g = -g
@@ -228,7 +230,7 @@ class RuleOptimizer(Optimizer):
             precision = working_dtype(p.dtype, group["state_dtype"])
             x, g = p.to(precision), g.to(precision)
             for i, slot in enumerate(kept):
-                if slot is not None and not (storage := storage_of(slot, p, group)).direct:
+                if slot is not None and not (storage := storage_of(slot, whole, group)).direct:
                     slots[i] = wide = storage.read(slot, state)
                     write_back.append(partial(storage.write, slot, state, wide, group["seed"]))
             if chosen.native and chosen.supports(x, g, slots, group) is not None:

@@ -208,6 +208,20 @@ def partial_gradient_of_a_replicated_parameter() -> float:
     return (whole(p.detach()) - q).abs().max().item() / (q - start).abs().max().item()
 
 
+@check
+def eight_bit_state_of_a_shard_stays_in_full_precision() -> float:
+    """Storage is chosen by the whole tensor: each of four shards is large enough for blocks, and has none."""
+    mesh = world()
+    start = torch.randn(128, 128, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    p = nn.Parameter(distribute_tensor(start.clone(), mesh, [Shard(0)]))
+    q = nn.Parameter(start.clone())
+    p.grad = distribute_tensor(start.cos(), mesh, [Shard(0)])
+    q.grad = start.cos()
+    FAdam([p], state_dtype="int8").step()
+    FAdam([q], backend="eager").step()
+    return 0.0 if (whole(p.detach()) - q).abs().max() <= 1e-6 * (q - start).abs().max() else 1.0
+
+
 def _communications(make: Callable, net: nn.Module) -> int:
     optimizer = make(net.parameters())
     net(batch(0)).square().mean().backward()
