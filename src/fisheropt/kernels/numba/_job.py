@@ -8,13 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fisheropt.kernels.numba._compile import elementwise
-from fisheropt.kernels.numba._memory import pointer
+from fisheropt.kernels.numba._memory import TAGS, pointer
 
-__all__ = ["addresses", "load_step", "number", "total"]
+__all__ = ["addresses", "load_step", "number", "total", "wrong_dtype"]
+
+
+def wrong_dtype(p: Tensor, g: Tensor, slots: Sequence[Tensor | None]) -> str | None:
+    """Why no kernel here takes tensors of these dtypes, or None."""
+    if p.dtype not in TAGS:
+        return f"it takes float32, bfloat16 and float16, not {p.dtype}"
+    if g.dtype != p.dtype:
+        return f"the gradient is {g.dtype}, the parameter {p.dtype}"
+    for slot in slots:
+        if slot is not None and slot.dtype != torch.float32:
+            return f"the state is {slot.dtype}, not float32"
+    return None
 
 
 def number(x: float | Tensor) -> float:

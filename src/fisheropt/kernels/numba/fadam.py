@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fisheropt.kernels.numba._compile import elementwise, summing
 from fisheropt.kernels.numba._engine import apply, control_for, gather, implements, resolve, work
-from fisheropt.kernels.numba._job import addresses, load_step, number, total
+from fisheropt.kernels.numba._job import addresses, load_step, number, total, wrong_dtype
 from fisheropt.kernels.numba._memory import TAGS, load, pointer, prefetch, store, width
 from fisheropt.kernels.numba._metric import LARGEST, SMALL, debiased, exponent, limited, raised, rms, shrink, summand
 from fisheropt.kernels.numba._plan import plan_for
@@ -320,13 +320,8 @@ def smallest_metric(e, rho):
 
 def supports(p: Tensor, g: Tensor, slots: Sequence[Tensor | None], options: Mapping[str, Any]) -> str | None:
     """Why these tensors cannot be taken, or None."""
-    if p.dtype not in TAGS:
-        return f"it takes float32, bfloat16 and float16, not {p.dtype}"
-    if g.dtype != p.dtype:
-        return f"the gradient is {g.dtype}, the parameter {p.dtype}"
-    for slot in slots:
-        if slot is not None and slot.dtype != torch.float32:
-            return f"the state is {slot.dtype}, not float32"
+    if (reason := wrong_dtype(p, g, slots)) is not None:
+        return reason
     if options["rho"] > 1.0:
         return "rho > 1 leaves the range of float32"
     return None
