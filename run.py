@@ -26,6 +26,7 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "installed"
 EXTRAS = "cpu,lab,dev"
+PARALLEL = ["-n", "2", "--dist", "loadgroup", "-q"]
 
 
 def say(line: str) -> None:
@@ -70,7 +71,7 @@ def check() -> int:
         [BIN / "ruff", "format", "--check", "."],
         [BIN / "mypy"],
         [BIN / "lint-imports"],
-        [PYTHON, "-m", "pytest", "-n", "2", "-q"],
+        [PYTHON, "-m", "pytest", *PARALLEL],
     ]
     failed = [str(Path(step[0]).name) for step in steps if run(*step) != 0]
     say(f"check: {'FAILED in ' + ', '.join(failed) if failed else 'all good'}")
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
     if job == "compare":
         return run(BIN / "fisheropt", "compare", "text", *(options or ["--quick"]))
     if job == "test":
-        return run(PYTHON, "-m", "pytest", *(options or ["-n", "2", "-q"]))
+        return run(PYTHON, "-m", "pytest", *(options or PARALLEL))
     if job == "bench":
         return run(PYTHON, "benchmarks/step.py", *options)
     if job == "fisheropt":
