@@ -26,7 +26,8 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "installed"
 EXTRAS = "cpu,lab,dev"
-PARALLEL = ["-n", "2", "--dist", "loadgroup", "-q"]
+# The examples of a page build on one another, so one process runs them; the tests take two.
+TESTS = (["-q", "docs", "README.md"], ["-n", "2", "-q", "tests", "src/fisheropt"])
 
 
 def say(line: str) -> None:
@@ -71,7 +72,7 @@ def check() -> int:
         [BIN / "ruff", "format", "--check", "."],
         [BIN / "mypy"],
         [BIN / "lint-imports"],
-        [PYTHON, "-m", "pytest", *PARALLEL],
+        *([PYTHON, "-m", "pytest", *options] for options in TESTS),
     ]
     failed = [str(Path(step[0]).name) for step in steps if run(*step) != 0]
     say(f"check: {'FAILED in ' + ', '.join(failed) if failed else 'all good'}")
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> int:
     if job == "compare":
         return run(BIN / "fisheropt", "compare", "text", *(options or ["--quick"]))
     if job == "test":
-        return run(PYTHON, "-m", "pytest", *(options or PARALLEL))
+        return max(run(PYTHON, "-m", "pytest", *words) for words in ([options] if options else TESTS))
     if job == "bench":
         return run(PYTHON, "benchmarks/step.py", *options)
     if job == "fisheropt":
