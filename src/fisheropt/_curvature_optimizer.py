@@ -204,7 +204,8 @@ class CurvatureOptimizer(RuleOptimizer):
 
     def _prepare(self, p: Tensor, group: Options) -> Work:
         work = super()._prepare(p, group)
-        rows, columns = self._curvature.metric(p, group["normalize"], work.p.dtype)  # type: ignore[arg-type]
+        precision = working_dtype(work.p.dtype, None)  # a kernel takes parameters as they are; F is never in bfloat16
+        rows, columns = self._curvature.metric(p, group["normalize"], precision)  # type: ignore[arg-type]
         return work._replace(slots=[*work.slots, rows, columns])
 
     def step_tensor(self, p: Tensor, group: dict[str, Any]) -> None:

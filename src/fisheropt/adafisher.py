@@ -46,7 +46,7 @@ Deviations from the printed algorithm:
 2. minmax is 1 where all elements are equal (D15).
 3. m is corrected when it is read, and stored uncorrected (D12).
 4. Norms, bare parameters and uncalled layers, of which the paper says little or nothing, are as in D17.
-5. The square of a gradient beyond the largest finite number of its dtype saturates there (D5).
+5. What would leave the range of its dtype, a g^2 or an mhat / F, saturates at its end (D5).
 
 Cost: 4 bytes of state per float32 parameter (m), 8 (in + out) per layer, and per parameter without a layer 4 more (f).
 """
@@ -93,7 +93,8 @@ def adafisher(
     eta = lr / bias_correction(beta, step)  # deviation 3: the correction that makes m mhat
     if weight_decay != 0 and decoupled:
         p.mul_(1 - lr * weight_decay)
-    p.addcmul_(torch.div(m, F, out=F), eta.to(p.dtype), value=-1)
+    largest = torch.finfo(p.dtype).max
+    p.addcmul_(torch.div(m, F, out=F).clamp_(-largest, largest), eta.to(p.dtype), value=-1)  # deviation 5
 
 
 def _needs_momentum(options: Options) -> bool:
