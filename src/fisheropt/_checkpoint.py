@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisheropt._dtensor import placed_like
 from fisheropt._options import check_options
-from fisheropt._shards import placed_like
 from fisheropt._state import Options, Rule
 from fisheropt._storage import storage_of
 

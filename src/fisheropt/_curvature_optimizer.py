@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.parallel import DistributedDataParallel
 
+from fisheropt._dtensor import is_dtensor
 from fisheropt._optimizer import ParamsT, RuleOptimizer, Work
-from fisheropt._shards import is_dtensor
 from fisheropt._state import Options, working_dtype
 from fisheropt.fisher.curvature import Curvature, CurvatureSummary
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fisheropt._layout import flat
-from fisheropt._shards import Role, Shards, each, total
+from fisheropt._shards import Role, Shards, each, each_pair, total
 
 __all__ = [
     "bias_correction",
@@ -51,7 +51,7 @@ def bias_correction(beta: float | Tensor, step: Tensor) -> Tensor:
     return 1.0 - torch.pow(beta, step.double())
 
 
-@each
+@each_pair
 def debiased(beta: float | Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """``(bhat, 1 - bhat)`` with ``bhat = beta (1 - beta^(t-1)) / (1 - beta^t)`` (FAdam, Algorithm 1, line 6).
 
@@ -171,7 +171,7 @@ def row_and_column_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     return _saturate_(rows), _saturate_(columns)
 
 
-@each
+@each_pair
 def _local_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.sum(dim=-1), x.sum(dim=-2)
 

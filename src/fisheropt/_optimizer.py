@@ -17,9 +17,10 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fisheropt._checkpoint import Loaded, checked_state_dict
+from fisheropt._dtensor import is_dtensor, local, place_of, placed_like
 from fisheropt._layout import flat, in_layout_of, is_dense, same_layout
 from fisheropt._options import check_options
-from fisheropt._shards import Place, Shards, is_dtensor, local, place_of, placed_like
+from fisheropt._shards import Lockstep, Place
 from fisheropt._state import Options, Rule, factored_dims, matrix_view, working_dtype
 from fisheropt._storage import assign, storage_of
 from fisheropt.kernels import Implementation, implementation
@@ -147,8 +148,10 @@ class RuleOptimizer(Optimizer):
         due = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         for _, params in due:
             self._check_gradients(params)
+        together = Lockstep()
         for group, params in due:
-            self._update(params, group)
+            self._update(params, group, together)
+        together.run()
         return loss
 
     @torch.no_grad()
@@ -160,7 +163,9 @@ class RuleOptimizer(Optimizer):
         """
         if p.grad is not None:
             self._check_gradients([p])
-            self._update([p], group)
+            together = Lockstep()
+            self._update([p], group, together)
+            together.run()
 
     def _check_gradients(self, params: Sequence[Tensor]) -> None:
         for p in params:
@@ -170,8 +175,8 @@ class RuleOptimizer(Optimizer):
                     f"of shape {tuple(p.shape)}; use nn.Embedding(..., sparse=False), or torch.optim.SparseAdam for it"
                 )
 
-    def _update(self, params: Sequence[Tensor], group: Options) -> None:
-        """Step these parameters of one group; all of them have dense gradients."""
+    def _update(self, params: Sequence[Tensor], group: Options, together: Lockstep) -> None:
+        """Step these parameters of one group, all with dense gradients; shards are left to `together`."""
         if not params:
             return
         torch._foreach_add_([self._state_of(p, group)["step"] for p in params], 1)
@@ -184,22 +189,24 @@ class RuleOptimizer(Optimizer):
                 self._run([work], group)  # at once: what was converted for one tensor is freed before the next
             else:
                 batches[id(work.rule), id(work.implementation), work.place is None].append(work)
-        for batch in batches.values():
-            self._run(batch, group)
+        for (_, _, whole), batch in batches.items():
+            if whole:
+                self._run(batch, group)
+            else:
+                rule, tensors = batch[0].rule, zip(*(work.arguments for work in batch), strict=True)
+                places = [work.place for work in batch if work.place is not None]
+                after = [work.write_back for work in batch]
+                together.add(rule.function, list(tensors), places, after, rule.arguments(group))
 
     def _run(self, works: Sequence[Work], group: Options) -> None:
         """Step tensors of one rule and implementation."""
         rule, chosen = works[0].rule, works[0].implementation
-        options = {**rule.declared, **{name: group[name] for name in rule.options}}
-        if works[0].place is not None:
-            places = [w.place for w in works if w.place is not None]
-            tensors = zip(*((w.p, w.g, w.step, *w.slots) for w in works), strict=True)
-            chosen.one(*(None if t[0] is None else Shards(t, places) for t in tensors), **options)
-        elif chosen.many is not None:
-            chosen.many(*zip(*((w.p, w.g, w.step, *w.slots) for w in works), strict=True), **options)
+        options = rule.arguments(group)
+        if chosen.many is not None:
+            chosen.many(*zip(*(w.arguments for w in works), strict=True), **options)
         else:
             for w in works:
-                chosen.one(w.p, w.g, w.step, *w.slots, **options)
+                chosen.one(*w.arguments, **options)
         for w in works:
             for write in w.write_back:
                 write()
@@ -317,3 +324,7 @@ class Work(NamedTuple):
     slots: list[Tensor | None]
     write_back: list[Callable[[], None]]
     place: Place | None
+
+    @property
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        return self.p, self.g, self.step, *self.slots

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fisheropt._shards import is_dtensor, sharded_full
+from fisheropt._dtensor import is_dtensor, sharded_full
 
 __all__ = ["Options", "Rule", "Slot", "StateDtype", "factored_dims", "matrix_view", "needs_momentum", "working_dtype"]
 
@@ -139,3 +139,7 @@ class Rule:
         parameters = inspect.signature(self.function).parameters.values()
         options = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in self.declared)
         object.__setattr__(self, "options", options)
+
+    def arguments(self, group: Options) -> dict[str, Any]:
+        """What the function takes beside tensors, for a group."""
+        return {**self.declared, **{name: group[name] for name in self.options}}

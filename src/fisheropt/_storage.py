@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fisheropt._dtensor import is_dtensor
 from fisheropt._layout import flat, in_layout_of
 from fisheropt._math import quotient
 from fisheropt._rounding import noise, round_to_bfloat16
-from fisheropt._shards import is_dtensor
 from fisheropt._state import Options, Slot, working_dtype
 
 __all__ = ["BLOCK", "MIN_SIZE_8BIT", "Storage", "assign", "storage_of"]
