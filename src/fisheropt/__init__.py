@@ -9,6 +9,16 @@ from fisheropt.fadafactor import FAdafactor
 from fisheropt.fadam import FAdam
 from fisheropt.from_adamw import from_adamw
 from fisheropt.in_backward import StepInBackward, step_in_backward
+from fisheropt.monitor import Monitor
 
-__all__ = ["AdaFisher", "AdaFisherW", "FAdafactor", "FAdam", "StepInBackward", "from_adamw", "step_in_backward"]
+__all__ = [
+    "AdaFisher",
+    "AdaFisherW",
+    "FAdafactor",
+    "FAdam",
+    "Monitor",
+    "StepInBackward",
+    "from_adamw",
+    "step_in_backward",
+]
 __version__ = "0.1.0"

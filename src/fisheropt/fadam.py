@@ -51,7 +51,7 @@ from fisheropt._math import clip_by_rms_, debiased, power, quotient, rms, square
 from fisheropt._optimizer import ParamsT, RuleOptimizer, options_given
 from fisheropt._state import Options, Rule, Slot, StateDtype, needs_momentum
 
-__all__ = ["FADAM", "FAdam", "fadam", "natural_descent"]
+__all__ = ["FADAM", "FAdam", "adaptive_epsilon", "fadam", "natural_descent"]
 
 
 def fadam(
@@ -76,6 +76,11 @@ def fadam(
     natural_descent(p, g, f, m, lr=lr, beta1=beta1, eps=eps, eps2=eps2, clip=clip, rho=rho, weight_decay=weight_decay)
 
 
+def adaptive_epsilon(g: Tensor, eps: float, eps2: float | None) -> Tensor | float:
+    """ehat of Algorithm 1, line 8."""
+    return eps if eps2 is None else rms(g)[0].mul_(eps2).clamp_(max=eps)
+
+
 def natural_descent(
     p: Tensor,
     g: Tensor,
@@ -91,7 +96,7 @@ def natural_descent(
     weight_decay: float,
 ) -> None:
     """Lines 8 to 14 of Algorithm 1, which are also those of Algorithm 2: descend along g in the metric f."""
-    ehat = eps if eps2 is None else rms(g)[0].mul_(eps2).clamp_(max=eps)  # line 8
+    ehat = adaptive_epsilon(g, eps, eps2)  # line 8
     d = power(f, rho).add_(ehat ** (2 * rho))  # the metric of lines 9 and 12
     gbar = quotient(g, d)  # line 9, deviations 3 and 4
     gw = quotient(p, d) if weight_decay > 0 else None  # line 12
