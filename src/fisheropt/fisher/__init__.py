@@ -8,8 +8,11 @@
     compare.py      how far two diagonals are apart
     likelihood.py   what a loss is: the negative log of a probability, of a density, or of nothing; by way of
                     labels.py, identities.py and examination.py
+    ewc.py          use it: hold a model where an old task needs it
+    merge.py        ... average models by what each of them knows
+    saliency.py     ... and prune the weights that matter least
 
-Nothing here knows of optimizers.
+Nothing here knows of optimizers, but for EWC.apply_grads_ and the metric of the step it follows.
 """
 
 from fisheropt.fisher.accumulate import FactorSums
@@ -17,10 +20,14 @@ from fisheropt.fisher.capture import Capture, Receiver
 from fisheropt.fisher.compare import Agreement, FisherComparison, compare_fisher
 from fisheropt.fisher.curvature import Curvature, CurvatureSummary
 from fisheropt.fisher.diagonal import FisherDiagonal
+from fisheropt.fisher.ewc import EWC
 from fisheropt.fisher.factors import Layer, layer_of, minmax
 from fisheropt.fisher.likelihood import LikelihoodCheck, check_likelihood
+from fisheropt.fisher.merge import fisher_merge
+from fisheropt.fisher.saliency import fisher_saliency, prune_by_saliency
 
 __all__ = [
+    "EWC",
     "Agreement",
     "Capture",
     "Curvature",
@@ -33,6 +40,9 @@ __all__ = [
     "Receiver",
     "check_likelihood",
     "compare_fisher",
+    "fisher_merge",
+    "fisher_saliency",
     "layer_of",
     "minmax",
+    "prune_by_saliency",
 ]
