@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisheropt._dtensor import placed_like
+from fisheropt._dtensor import is_dtensor, local, placed_like
+from fisheropt._layout import same_layout
 from fisheropt._options import check_options
-from fisheropt._state import Options, Rule
-from fisheropt._storage import storage_of
+from fisheropt._state import Options, Rule, Slot
+from fisheropt._storage import converted, scale_of, storage_of
 
 __all__ = ["Loaded", "checked_state_dict"]
+
+_CODES = (torch.int8, torch.uint8)
 
 
 class Loaded:
@@ -65,9 +68,10 @@ def checked_state_dict(
 
 def _checked(saved: Mapping[str, Any], p: Tensor, options: Options, rule: Rule, whose: str, optimizer: str) -> Loaded:
     storages = [(slot, storage_of(slot, p, options)) for slot in rule.slots]
+    required = {"step", *(slot.name for slot in rule.slots if not slot.optional)}
     expected = {"step", *(key for slot, storage in storages for key in storage.keys(slot))}
-    required = {"step", *(key for slot, storage in storages if not slot.optional for key in storage.keys(slot))}
-    if not required <= set(saved) <= expected:
+    scales = {scale_of(slot) for slot in rule.slots if slot.name in saved and saved[slot.name].dtype in _CODES}
+    if not (required | scales <= set(saved) <= expected | scales):
         hint = ""
         if "exp_avg_sq" in saved:
             hint = "; to go on from a torch Adam or AdamW, use fisheropt.from_adamw"
@@ -76,10 +80,25 @@ def _checked(saved: Mapping[str, Any], p: Tensor, options: Options, rule: Rule, 
     for slot, storage in storages:
         if slot.name not in saved:
             continue
-        for key, fresh in storage.allocate(slot, p, options).items():
-            if saved[key].shape != fresh.shape:
+        fresh = storage.allocate(slot, p, options)
+        kept = {key: saved[key] for key in (slot.name, scale_of(slot)) if key in saved}
+        for key, x in fresh.items():
+            theirs = kept.get(key, x)
+            if theirs.shape != x.shape and (key == slot.name or theirs.numel() != x.numel()):
                 raise ValueError(
-                    f"{whose} has {key!r} of shape {tuple(saved[key].shape)}, {optimizer} needs {tuple(fresh.shape)}"
+                    f"{whose} has {key!r} of shape {tuple(theirs.shape)}, {optimizer} needs {tuple(x.shape)}"
                 )
-            slots[key] = fresh.copy_(placed_like(fresh, saved[key]))
+        if _alike(kept, fresh, slot):
+            for key, x in fresh.items():
+                x.copy_(placed_like(x, kept[key] if is_dtensor(kept[key]) else kept[key].reshape(x.shape)))
+        else:
+            converted(slot, {"step": slots["step"], **kept}, fresh, storage, options["seed"])
+        slots.update(fresh)
     return Loaded(slots)
+
+
+def _alike(saved: Mapping[str, Tensor], fresh: Mapping[str, Tensor], slot: Slot) -> bool:
+    """Whether saved numbers can be copied as they are. Blocks of 8-bit numbers depend on their order in memory."""
+    if saved.keys() != fresh.keys():
+        return False
+    return len(saved) == 1 or same_layout(local(saved[slot.name]), local(fresh[slot.name]))

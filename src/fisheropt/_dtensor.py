@@ -5,6 +5,7 @@ The only module that knows placements. Nothing here imports torch.distributed.te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,16 @@ from torch import Tensor
 
 from fisheropt._shards import Place, Role
 
-__all__ = ["is_dtensor", "local", "place_of", "placed_like", "sharded_full"]
+__all__ = [
+    "cuts_blocks",
+    "element_numbers",
+    "is_dtensor",
+    "local",
+    "per_block",
+    "place_of",
+    "placed_like",
+    "without_dim",
+]
 
 
 def is_dtensor(x: Any) -> bool:
@@ -51,15 +61,78 @@ def placed_like(reference: Any, x: Any) -> Any:
     return distribute_tensor(x.to(reference.device), reference.device_mesh, reference.placements)
 
 
-def sharded_full(p: Any, gone: int, value: float, dtype: torch.dtype) -> Tensor:
+def without_dim(p: Any, gone: int, value: float, dtype: torch.dtype) -> Tensor:
     """A DTensor full of ``value`` with the shape of ``p`` without dimension ``gone``, split as ``p`` is otherwise."""
-    from torch.distributed.tensor import Replicate, Shard, full
+    from torch.distributed.tensor import Replicate
 
-    def without(placement: Any) -> Any:
-        if placement.is_replicate() or placement.dim == gone:
-            return Replicate()
-        return Shard(placement.dim - (placement.dim > gone))
+    def rest(shape: Sequence[int]) -> list[int]:
+        return [size for d, size in enumerate(shape) if d != gone]
 
-    shape = tuple(size for d, size in enumerate(p.shape) if d != gone)
-    placements = [without(placement) for placement in p.placements]
-    return full(shape, value, dtype=dtype, device_mesh=p.device_mesh, placements=placements)
+    placements = [
+        Replicate()
+        if placement.is_replicate() or placement.dim == gone
+        else _by_dim(placement, placement.dim - (placement.dim > gone))
+        for placement in p.placements
+    ]
+    return _filled(p, rest(p.to_local().shape), rest(p.shape), placements, value, dtype)
+
+
+def per_block(p: Any, block: int, value: float, dtype: torch.dtype) -> Tensor:
+    """A DTensor full of ``value``, split as ``p``, with an element for every ``block`` along its last dimension.
+
+    The last dimension of every shard is a multiple of ``block``: see `cuts_blocks`.
+    """
+    *others, last = p.to_local().shape
+    return _filled(p, [*others, last // block], [*p.shape[:-1], p.shape[-1] // block], p.placements, value, dtype)
+
+
+def _by_dim(placement: Any, dim: int) -> Any:
+    """The same way to shard, of another dimension."""
+    from torch.distributed.tensor import Shard
+
+    factor = getattr(placement, "split_factor", None)  # what FSDP2 of tensor parallel has on the dimension both split
+    return Shard(dim) if factor is None else type(placement)(dim, split_factor=factor)
+
+
+def _filled(
+    p: Any, here: Sequence[int], whole: Sequence[int], placements: Any, value: float, dtype: torch.dtype
+) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    shard = torch.full(tuple(here), value, dtype=dtype, device=p.to_local().device)
+    shape = torch.Size(whole)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(shard, p.device_mesh, placements, run_check=False, shape=shape, stride=stride)
+
+
+def cuts_blocks(p: Any, block: int) -> bool:
+    """Whether a shard of ``p`` begins or ends within a block of its last dimension."""
+    sizes = [p.shape[-1]]
+    for _, size in _axes_that_split(p, p.dim() - 1):
+        sizes.append(-(-sizes[-1] // size))
+    return any(size % block for size in sizes)
+
+
+def element_numbers(p: Any) -> Tensor:
+    """Where the elements of this process's shard are in the whole tensor, counted row by row: int64, shaped like it."""
+    numbers = torch.zeros((), dtype=torch.int64, device=p.to_local().device)
+    stride = 1
+    for d in reversed(range(p.dim())):
+        along = torch.arange(p.shape[d], device=numbers.device)
+        for axis, size in _axes_that_split(p, d):
+            shard, length = p.device_mesh.get_local_rank(axis), -(-len(along) // size)
+            along = along[shard * length : (shard + 1) * length]
+        numbers = (along * stride).view(-1, *[1] * (p.dim() - 1 - d)) + numbers
+        stride *= p.shape[d]
+    return numbers
+
+
+def _axes_that_split(p: Any, d: int) -> list[tuple[int, int]]:
+    """(mesh axis, its size) for those that split dimension ``d``, in the order in which they split it.
+
+    That is the order of the mesh, but for strided sharding, which comes after the axes to its right.
+    """
+    axes = [a for a, placement in enumerate(p.placements) if not placement.is_replicate() and placement.dim == d]
+    strided = [a for a in axes if hasattr(p.placements[a], "split_factor")]
+    order = [a for a in axes if a not in strided] + strided[::-1]
+    return [(a, p.device_mesh.size(a)) for a in order]

@@ -17,7 +17,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from fisheropt._checkpoint import Loaded, checked_state_dict
-from fisheropt._dtensor import is_dtensor, local, place_of, placed_like
+from fisheropt._dtensor import element_numbers, is_dtensor, local, place_of, placed_like
 from fisheropt._layout import flat, in_layout_of, is_dense, same_layout
 from fisheropt._options import check_options
 from fisheropt._shards import Lockstep, Place
@@ -68,7 +68,10 @@ class RuleOptimizer(Optimizer):
             check_options(group, self.defaults, type(self).__name__)
             for p in group["params"]:
                 self._check_parameter(p)
-                self._implementation(self.rule_for(p.shape, group), p, group)  # a backend that is missing says so now
+                rule = self.rule_for(p.shape, group)
+                self._implementation(rule, p, group)  # a backend that is missing says so now
+                for slot in rule.slots:
+                    storage_of(slot, p, group)
         except Exception:
             del self.param_groups[groups_before:]
             raise
@@ -220,10 +223,11 @@ class RuleOptimizer(Optimizer):
         state = self.state[p]
         dims = factored_dims(p.shape, group["min_dim_size_to_factor"]) if rule.factored else None
         kept = [slot if slot.needed(group) else None for slot in rule.slots]
-        place = None
+        place, numbers = None, None
         whole = p  # what decides how a slot is stored, also where this process has a shard of it only
         if is_dtensor(p):
             place = place_of(p, dims)
+            numbers = None if place is None else partial(element_numbers, p)
             g = placed_like(p, g)
             p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
             if place is not None:
@@ -239,7 +243,7 @@ class RuleOptimizer(Optimizer):
             for i, slot in enumerate(kept):
                 if slot is not None and not (storage := storage_of(slot, whole, group)).direct:
                     slots[i] = wide = storage.read(slot, state)
-                    write_back.append(partial(storage.write, slot, state, wide, group["seed"]))
+                    write_back.append(partial(storage.write, slot, state, wide, group["seed"], numbers))
             if chosen.native and chosen.supports(x, g, slots, group) is not None:
                 chosen = implementation(rule.function, p.device.type, "eager")
 
@@ -257,7 +261,7 @@ class RuleOptimizer(Optimizer):
             seen = [None if slot is None else flat(slot) for slot in slots]
             work_p, work_g = flat(x), flat(in_layout_of(x, g))
         if x is not p:
-            write_back.append(partial(assign, p, x, state, group))
+            write_back.append(partial(assign, p, x, state, group, numbers))
         return Work(rule, chosen, work_p, work_g, state["step"], seen, write_back, place)
 
     def _state_of(self, p: Tensor, group: Options) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 The noise is a hash of the element's index, the step, a seed and the name of what is rounded, not a stream of random
 numbers: it needs no generator state in a checkpoint and no host synchronisation, and it is the same for any number of
-threads, on any device, in any backend.
+threads, on any device, in any backend; of a shard it is that of its elements in the whole tensor.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def noise(count: int, step: Tensor, seed: int, name: str) -> Tensor:
+def noise(count: int, step: Tensor, seed: int, name: str, index: Tensor | None = None) -> Tensor:
     """``count`` numbers, uniform over the 32-bit integers: int64 of shape (count,), on the device of ``step``.
 
+    ``index``: int64 of shape (count,), which elements of the tensor they are for; None: the first ``count``.
     ``step``: 0-d int64 tensor; ``name``: what the noise is for, so that the slots of a tensor have noise of their own.
     """
     key = _mix((step + 0x9E3779B9 * (seed + 1) + zlib.crc32(name.encode())) & _MASK)
-    index = torch.arange(count, dtype=torch.int64, device=step.device)
+    if index is None:
+        index = torch.arange(count, dtype=torch.int64, device=step.device)
     return _mix((index & _MASK) ^ key)
 
 
-def round_to_bfloat16(x: Tensor, step: Tensor, seed: int, name: str) -> Tensor:
+def round_to_bfloat16(x: Tensor, step: Tensor, seed: int, name: str, index: Tensor | None = None) -> Tensor:
     """``x`` (float32, shape (n,)) in bfloat16, rounded stochastically; beyond its largest number it saturates.
 
     bfloat16 is the upper half of float32: adding a random lower half and cutting it off rounds up with the
@@ -42,5 +44,5 @@ def round_to_bfloat16(x: Tensor, step: Tensor, seed: int, name: str) -> Tensor:
     """
     largest = torch.finfo(torch.bfloat16).max
     bits = x.clamp(-largest, largest).view(torch.int32)
-    bits = bits + (noise(x.numel(), step, seed, name) >> 16).to(torch.int32)
+    bits = bits + (noise(x.numel(), step, seed, name, index) >> 16).to(torch.int32)
     return (bits & ~0xFFFF).view(torch.float32).to(torch.bfloat16)

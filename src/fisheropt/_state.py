@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fisheropt._dtensor import is_dtensor, sharded_full
+from fisheropt._dtensor import is_dtensor, without_dim
 
 __all__ = ["Options", "Rule", "Slot", "StateDtype", "factored_dims", "matrix_view", "needs_momentum", "working_dtype"]
 
@@ -104,7 +104,7 @@ class Slot:
         if self.summed_over is None:
             return torch.full_like(p, self.init, dtype=dtype, requires_grad=False)
         if is_dtensor(p):
-            return sharded_full(p, self._gone(p.shape, options), self.init, dtype)
+            return without_dim(p, self._gone(p.shape, options), self.init, dtype)
         return torch.full(self.shape(p.shape, options), self.init, dtype=dtype, device=p.device)
 
     def _gone(self, shape: torch.Size, options: Options) -> int:

@@ -1,4 +1,4 @@
-"""Sharding does not change the result, and costs few messages: checks in groups of one, two and four processes."""
+"""Sharding does not change the result, and costs few messages: checks in groups of two and of four processes."""
 
 import json
 import subprocess
