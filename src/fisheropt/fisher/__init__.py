@@ -1,4 +1,6 @@
-"""Fisher information of a model, layer by layer.
+"""Fisher information of a model: estimates of its diagonal on data, and the factors that AdaFisher averages.
+
+    estimate.py     fisher_diag, with likelihoods.py, pulls.py, unit_squares.py, per_unit.py, recording.py, batches.py
 
     factors.py      what one call of a layer says about its Fisher information: pure functions of its input and gradient
     capture.py      hooks that show inputs and output gradients to a receiver, and the owner who removes them
@@ -20,6 +22,7 @@ from fisheropt.fisher.capture import Capture, Receiver
 from fisheropt.fisher.compare import Agreement, FisherComparison, compare_fisher
 from fisheropt.fisher.curvature import Curvature, CurvatureSummary
 from fisheropt.fisher.diagonal import FisherDiagonal
+from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.ewc import EWC
 from fisheropt.fisher.factors import Layer, layer_of, minmax
 from fisheropt.fisher.likelihood import LikelihoodCheck, check_likelihood
@@ -38,6 +41,7 @@ __all__ = [
     "Layer",
     "LikelihoodCheck",
     "Receiver",
+    "fisher_diag",
     "check_likelihood",
     "compare_fisher",
     "fisher_merge",

@@ -1,0 +1,214 @@
+"""The diagonal of the Fisher information of a model on data: four estimators under their right names.
+
+SPEC section 5. F is per unit, averaged over units, of -log p in nats::
+
+    exact       F = 1/U sum_u E_y~model [(d log p(y | x_u))^2]     labels summed under the model: Fisher = GGN
+    mc          the same, with labels drawn from the model
+    empirical   F = 1/U sum_u (d log p(y_u | x_u))^2               the labels of the data, mean of squares
+    batched     F = mean over batches of (1/U_b sum_u d log p)^2   square of the mean: what Adam and FAdam accumulate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fisheropt.fisher.batch_square import BatchSquare
+from fisheropt.fisher.batches import Batch, batches, check_model
+from fisheropt.fisher.diagonal import Estimator, FisherDiagonal, Unit
+from fisheropt.fisher.likelihoods import Likelihood, NegativeLogLikelihood, likelihood_of
+from fisheropt.fisher.pulls import counted_labels, pulls
+from fisheropt.fisher.unit_squares import UnitSquares
+
+__all__ = ["fisher_diag"]
+
+Mask = Callable[[Any, Tensor], Tensor]
+"""``mask(inputs, targets)``: which labels count, (N, *positions), bool."""
+
+
+def fisher_diag(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    likelihood: Literal["categorical", "bernoulli", "gaussian"] | NegativeLogLikelihood = "categorical",
+    estimator: Literal["exact", "mc", "empirical", "batched"] = "exact",
+    n_samples: int = 1,
+    unit: Unit = "example",
+    mask: Mask | None = None,
+    ignore_index: int = -100,
+    max_examples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> FisherDiagonal:
+    """The diagonal of the Fisher information of every trainable parameter.
+
+    Gradients (``.grad``), hooks on gradients, train and eval flags, buffers and random states stay as they are.
+
+    Args:
+        model: ``model(inputs)`` returns outputs (N, *positions, K), or something with such ``logits``.
+        data: batches ``(inputs, targets)``; inputs are a tensor, or a sequence or mapping of arguments, with examples
+            in the first dimension. How the data is cut into batches changes nothing but rounding, except for
+            ``"batched"``, which is about batches.
+        likelihood: of the targets given the outputs: ``"categorical"`` (logits; class indices), ``"bernoulli"``
+            (logits; 0 or 1) or ``"gaussian"`` (means; variance 1), or ``nll(outputs, targets)``, which returns -log p
+            of each label in nats, (N, *positions), for the estimators that need no more: empirical and batched.
+        estimator: ``"exact"`` sums over the labels, at (positions x K) backward passes through activations per batch;
+            ``"mc"`` draws them, ``n_samples`` passes; ``"empirical"`` takes the data's, one pass (one per position with
+            ``unit="token"``); ``"batched"`` squares the mean gradient of each batch, one pass.
+        n_samples: labels drawn per label, >= 1; for ``"mc"``.
+        unit: what F is per. ``"example"``: gradients are summed over the labels of an example, then squared.
+            ``"token"``: the gradient of one label is squared, complete with all that it reaches, also at positions
+            before it by attention.
+        mask: ``mask(inputs, targets)``: which labels count, bool, (N, *positions); None: all.
+        ignore_index: labels with this index never count; for integer targets.
+        max_examples: stop after so many; None: never.
+        generator: for the labels drawn. None: a new one, seeded with 0, so that two calls draw the same.
+
+    Returns:
+        The diagonal. It has standard errors if there were at least two batches: from the spread of the means of
+        batches, with as many degrees of freedom as batches less one.
+
+    Raises:
+        ValueError: an argument is out of range, the model takes statistics over the batch (BatchNorm in train mode),
+            targets do not fit the outputs, or no label counts.
+        TypeError: data, model or outputs are of the wrong kind.
+
+    Source: SPEC section 5; Hwang, arXiv:2405.12807, Equations 56-58.
+
+    Example:
+        >>> import torch, fisheropt.fisher
+        >>> model = torch.nn.Linear(3, 2)
+        >>> data = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(4)]
+        >>> fisheropt.fisher.fisher_diag(model, data)["weight"].shape
+        torch.Size([2, 3])
+    """
+    name, found = likelihood_of(likelihood)
+    _check(estimator, found, unit, n_samples, max_examples)
+    check_model(model)
+    sums = _Sums()
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=_devices(model)):
+        squares = BatchSquare(model) if estimator == "batched" else UnitSquares(model)
+        for batch in batches(data, max_examples):
+            outputs = squares.forward(batch.inputs, batch.size)
+            z = outputs.detach()
+            counts, targets = _labels(found, z, batch, mask, ignore_index)
+            is_unit = counts.flatten(1).any(1) if unit == "example" and counts.dim() > 1 else counts
+            units = int(is_unit.sum())
+            sums.masked += is_unit.numel() - units
+            if units == 0:
+                continue
+            if generator is None:
+                generator = torch.Generator(z.device).manual_seed(0)
+            of_batch: dict[str, Tensor] = {}
+            for pull, weight in pulls(found, estimator, unit, z, targets, counts, n_samples, generator):
+                pull = pull / units if estimator == "batched" else pull
+                for of, part in squares.of(pull.to(z.dtype)):
+                    part = part.mul_(weight if estimator == "batched" else weight / units)
+                    of_batch[of] = of_batch[of].add_(part) if of in of_batch else part
+            sums.add(of_batch, units, weight=1 if estimator == "batched" else units)
+    if sums.units == 0:
+        raise ValueError("data has no label that counts: it is empty, or all labels are masked")
+    F, errors = sums.result(squares.parameters)
+    return FisherDiagonal(
+        F,
+        estimator=estimator,
+        likelihood=name,
+        unit=unit,
+        units=sums.units,
+        masked_units=sums.masked,
+        standard_error=errors,
+    )
+
+
+class _Sums:
+    """The mean over batches of what each says, with weights, and its standard error (Welford's recurrences)."""
+
+    def __init__(self) -> None:
+        self.units = 0
+        self.masked = 0
+        self._batches = 0
+        self._weight = 0
+        self._mean: dict[str, Tensor] = {}
+        self._spread: dict[str, Tensor] = {}
+
+    def add(self, of_batch: dict[str, Tensor], units: int, weight: int) -> None:
+        self.units += units
+        self._batches += 1
+        self._weight += weight
+        for name in self._mean.keys() | of_batch.keys():  # a parameter without influence on this batch has F = 0 there
+            new = of_batch.get(name)
+            if name not in self._mean:
+                assert new is not None
+                self._mean[name], self._spread[name] = torch.zeros_like(new), torch.zeros_like(new)
+                if self._batches > 1:
+                    new = new.clone()
+            mean = self._mean[name]
+            difference = -mean if new is None else new - mean
+            mean.add_(difference, alpha=weight / self._weight)
+            self._spread[name].addcmul_(difference, difference, value=weight * (self._weight - weight) / self._weight)
+
+    def result(self, parameters: dict[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """F and its standard errors, zero where a parameter had no influence at all."""
+
+        def complete(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: tensors[name]
+                if name in tensors
+                else torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
+                for name, p in parameters.items()
+            }
+
+        if self._batches < 2:
+            return complete(self._mean), None
+        scale = 1 / ((self._batches - 1) * self._weight)
+        return complete(self._mean), complete({name: s.mul(scale).sqrt_() for name, s in self._spread.items()})
+
+
+def _labels(
+    likelihood: Likelihood | NegativeLogLikelihood, outputs: Tensor, batch: Batch, mask: Mask | None, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Which labels count, and targets with a valid label also where none does."""
+    targets = batch.targets
+    ignored = None
+    if not targets.is_floating_point():
+        ignored = targets == ignore_index
+        targets = targets.masked_fill(ignored, 0) if targets.dtype != torch.bool else targets
+    counts = counted_labels(likelihood, outputs, targets)
+    if ignored is not None:
+        if ignored.shape == counts.shape:
+            counts = counts & ~ignored
+        elif bool(ignored.any()):
+            counts = counts & ~ignored.reshape(*counts.shape, -1).any(-1)
+    if mask is not None:
+        chosen = mask(batch.inputs, batch.targets)
+        if chosen.shape != counts.shape:
+            raise ValueError(
+                f"mask must return one truth value per label, shape {tuple(counts.shape)}, got {tuple(chosen.shape)}"
+            )
+        counts = counts & chosen.bool()
+    return counts, targets
+
+
+def _check(estimator: Estimator, likelihood: Any, unit: Unit, n_samples: int, max_examples: int | None) -> None:
+    for name, value, known in (
+        ("estimator", estimator, ("exact", "mc", "empirical", "batched")),
+        ("unit", unit, ("example", "token")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+    for name, number in (("n_samples", n_samples), ("max_examples", max_examples)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be >= 1, got {number!r}")
+    needs = {"exact": "column", "mc": "sample"}.get(estimator)
+    if needs is not None and not hasattr(likelihood, needs):
+        raise ValueError(
+            f"estimator={estimator!r} must know the distribution of the labels, and a function gives -log p of given "
+            "ones only; name a likelihood, or use estimator='empirical'"
+        )
+
+
+def _devices(model: nn.Module) -> list[torch.device]:
+    """Whose random states a call of the model may change, beside the CPU's."""
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
