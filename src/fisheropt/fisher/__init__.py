@@ -1,6 +1,6 @@
 """Fisher information of a model: estimates of its diagonal on data, and the factors that AdaFisher averages.
 
-    estimate.py     fisher_diag, with likelihoods.py, pulls.py, unit_squares.py, per_unit.py, recording.py, batches.py
+    estimate.py     fisher_diag, with distributions.py, pulls.py, unit_squares.py, per_unit.py, recording.py, batches.py
 
     factors.py      what one call of a layer says about its Fisher information: pure functions of its input and gradient
     capture.py      hooks that show inputs and output gradients to a receiver, and the owner who removes them
@@ -41,9 +41,9 @@ __all__ = [
     "Layer",
     "LikelihoodCheck",
     "Receiver",
-    "fisher_diag",
     "check_likelihood",
     "compare_fisher",
+    "fisher_diag",
     "fisher_merge",
     "fisher_saliency",
     "layer_of",

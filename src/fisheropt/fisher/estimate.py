@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fisheropt.fisher.batch_square import BatchSquare
 from fisheropt.fisher.batches import Batch, batches, check_model
 from fisheropt.fisher.diagonal import Estimator, FisherDiagonal, Unit
-from fisheropt.fisher.likelihoods import Likelihood, NegativeLogLikelihood, likelihood_of
+from fisheropt.fisher.distributions import Likelihood, NegativeLogLikelihood, likelihood_of
 from fisheropt.fisher.pulls import counted_labels, pulls
 from fisheropt.fisher.unit_squares import UnitSquares
 

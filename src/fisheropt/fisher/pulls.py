@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fisheropt.fisher.diagonal import Estimator, Unit
-from fisheropt.fisher.likelihoods import Likelihood, NegativeLogLikelihood, per_label
+from fisheropt.fisher.distributions import Likelihood, NegativeLogLikelihood, per_label
 
 __all__ = ["counted_labels", "pulls"]
 
