@@ -6,7 +6,7 @@ available. What is not run is data too, with the reason.
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from tests.oracle.adafactor import adafactor
+from tests.oracle.adafisher import adafisher, adafisherw
 from tests.oracle.adam import adam
 from tests.oracle.fadafactor import factored_dims, fadafactor
 from tests.oracle.fadam import fadam
 from tests.oracle.naturaladam import naturaladam
 
-from fisheropt import FAdafactor, FAdam
+from fisheropt import AdaFisher, AdaFisherW, FAdafactor, FAdam
 from fisheropt.baselines import Adafactor, Adam, NaturalAdam
 from fisheropt.kernels import BACKENDS, BackendUnavailableError
 
@@ -34,7 +35,36 @@ LONG = (1024 * 33 + 7,)
 WIDE = (130, 257)  # more than 1024 * 32 elements, and large enough to be factored by default
 
 
-@dataclass(frozen=True)
+class Bag(torch.nn.Module):
+    """A model without layers, whose parameters are the tensors of an optimizer's ``params``, under their names there.
+
+    An optimizer that takes a model then takes any tensors, with any gradients, as the others do.
+    """
+
+    def __init__(self, params: Any) -> None:
+        super().__init__()
+        groups = params if isinstance(params, list) else []
+        if not all(isinstance(group, dict) for group in groups):
+            groups = [{"params": groups}]
+        for i, group in enumerate(groups):
+            given = group["params"]
+            for j, p in enumerate(given if isinstance(given, list) else [given]):
+                name, p = p if isinstance(p, tuple) else (f"{i}.{j}", p)
+                self._parameters[name] = p  # as it is, leaf or not: what is refused is the optimizer's affair
+
+
+def takes_params(params: Any) -> dict[str, Any]:
+    """The arguments of an optimizer of torch."""
+    return {"params": params}
+
+
+def takes_model(params: Any) -> dict[str, Any]:
+    """The arguments of an optimizer that watches a model."""
+    params = list(params) if isinstance(params, Iterable) and not isinstance(params, torch.Tensor) else params
+    return {"model": Bag(params), "params": params}
+
+
+@dataclass(frozen=True, repr=False)
 class OptimizerInfo:
     """What the tests know about an optimizer, and nothing that could be read off its source.
 
@@ -43,18 +73,34 @@ class OptimizerInfo:
         oracle: ``oracle(p, g, state, **options) -> (p, state)``.
         whole: the slot that holds the second moment of a tensor that is not factored.
         factors: large tensors keep R and C in place of it.
-        bound: the option that bounds a step.
-        wrong: options that must be refused, beside the common ones.
+        bound: the option that bounds a step, or None.
+        wrong: options whose value must be refused, beside the common ones.
+        wrong_type: options whose type must be refused, beside the common ones.
         variations: the hyper-parameters its rule is compared under.
+        arguments: what it takes besides options: ``arguments(params)``, by name.
+        first: the names its signature begins with.
+        momentum: the option that has the decay of the momentum, and three values: none, one and another.
+        rate: ``rate(options, scale)``, see `learning_rate`.
+        units: a step does not depend on the unit of the loss.
+        kept_apart: the slots that are not in ``state[p]`` but in the record of the optimizer.
+        no_backward_steps: why `fisheropt.step_in_backward` refuses it.
     """
 
     cls: type[torch.optim.Optimizer]
     oracle: Callable[..., Any]
     whole: str = "f"
     factors: bool = False
-    bound: str = "clip"
+    bound: str | None = "clip"
     wrong: tuple[Mapping[str, Any], ...] = ()
+    wrong_type: tuple[Mapping[str, Any], ...] = ()
     variations: tuple[dict[str, Any], ...] = field(default=({},), repr=False)
+    arguments: Callable[[Any], dict[str, Any]] = takes_params
+    first: tuple[str, ...] = ("params", "lr", "betas", "eps", "weight_decay")
+    momentum: tuple[str, tuple[Any, Any, Any]] = ("betas", ((0.0, 0.9), (0.9, 0.9), (0.5, 0.9)))
+    rate: Callable[[Mapping[str, Any], float], float] = field(default=lambda options, scale: 1e-2, repr=False)
+    units: bool = True
+    kept_apart: frozenset[str] = frozenset()
+    no_backward_steps: str = ""
 
     @property
     def name(self) -> str:
@@ -63,25 +109,59 @@ class OptimizerInfo:
     @property
     def fisher(self) -> bool:
         """Whether the metric has an exponent and an adaptive epsilon, and weight decay happens in it."""
-        return "rho" in inspect.signature(self.cls).parameters
+        return self.has("rho")
+
+    def has(self, option: str) -> bool:
+        """Whether it has an option of this name."""
+        return option in inspect.signature(self.cls).parameters
+
+    @property
+    def without_momentum(self) -> dict[str, Any]:
+        """Options under which there is no momentum."""
+        name, (none, *_) = self.momentum
+        return {name: none}
+
+    @property
+    def with_other_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Two sets of options that a group may have for itself."""
+        name, (_, _, other) = self.momentum
+        return {"lr": 0.02, name: other}, {"weight_decay": 0.1, self.bound or "damping": 0.25}
 
     @property
     def small(self) -> dict[str, int]:
         """Options under which small tensors are factored, so that a test of a few numbers meets that code."""
         return {"min_dim_size_to_factor": 2} if self.factors else {}
 
+    def build(self, params: Any, **options: Any) -> Any:
+        """The optimizer of these parameters, as a user makes it."""
+        return self.cls(**self.arguments(params), **options)
+
     def make(self, params: Any, **options: Any) -> Any:
         """The optimizer, eager unless told otherwise: what is on another backend says so."""
-        return self.cls(params, **{"backend": "eager", **options})
+        return self.build(params, **{"backend": "eager", **options})
+
+    def of(self, model: torch.nn.Module, **options: Any) -> Any:
+        """The eager optimizer of a model, which it watches if it is one that does."""
+        given = model if "model" in self.first else model.parameters()
+        return self.cls(given, **{"backend": "eager", **options})
+
+    def admit(self, optimizer: Any, *params: torch.Tensor) -> None:
+        """Do what comes before such parameters can be a new group: they become the model's, if there is one."""
+        if isinstance(model := getattr(optimizer, "model", None), Bag):
+            model._parameters |= {f"{len(model._parameters) + i}": p for i, p in enumerate(params)}
 
     def slots(self, shape: tuple[int, ...], **options: Any) -> set[str]:
         """The names of what the state of a tensor holds beside its step."""
         size = options.get("min_dim_size_to_factor", 128)
         second = {"R", "C"} if self.factors and factored_dims(shape, size) else {self.whole}
-        momentum = options.get("betas", (0.9, 0.999))[0] > 0 and options.get("momentum", True)
-        return second | ({"m"} if momentum else set())
+        decay = np.ravel(options.get(self.momentum[0], 0.9))[0]
+        return second | ({"m"} if decay > 0 and options.get("momentum", True) else set())
 
-    def __str__(self) -> str:
+    def per_parameter(self, shape: tuple[int, ...]) -> set[str]:
+        """Those of them that are in ``state[p]``."""
+        return self.slots(shape) - self.kept_apart
+
+    def __repr__(self) -> str:
         return self.name
 
 
@@ -101,15 +181,50 @@ FISHER = (
 )
 FACTORED = ({"momentum": False}, {"min_dim_size_to_factor": 4, "weight_decay": 0.0})
 
-NOT_BELOW_ZERO = tuple({name: value} for name in ("lr", "eps", "weight_decay") for value in (-1.0, np.nan, np.inf))
+NOT_BELOW_ZERO = tuple({name: value} for name in ("lr", "weight_decay") for value in (-1.0, np.nan, np.inf))
 BETAS = tuple({"betas": value} for value in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, np.nan), (0.9, 1.5)))
-COMMON_WRONG = (*NOT_BELOW_ZERO, *BETAS, {"backend": "abacus"}, {"state_dtype": torch.int32})
-NO_CLIP = ({"clip": 0.0}, {"clip": -1.0}, {"clip": np.nan})
+EPS = tuple({"eps": value} for value in (-1.0, np.nan, np.inf))
+COMMON_WRONG = (*NOT_BELOW_ZERO, {"backend": "abacus"}, {"state_dtype": torch.int32}, {"seed": -1})
+COMMON_WRONG_TYPE = ({"lr": "fast"}, {"weight_decay": True}, {"maximize": 1})
+OF_ADAMS = (*BETAS, *EPS)
+OF_ADAMS_TYPE = ({"betas": 0.9}, {"betas": (0.9,)}, {"eps": None})
+NO_CLIP = (*OF_ADAMS, {"clip": 0.0}, {"clip": -1.0}, {"clip": np.nan})
+
+WATCHING: dict[str, Any] = {
+    "bound": None,
+    "wrong": (
+        *({"damping": value} for value in (0.0, -1e-3, np.nan, np.inf)),
+        *({"beta": value} for value in (1.0, -0.1, np.nan)),
+        *({"gammas": value} for value in ((1.0, 0.5), (0.5, 1.0), (-0.1, 0.5), (0.5, np.nan))),
+        {"update_every": 0},
+        {"normalize": "never"},
+    ),
+    "wrong_type": ({"beta": None}, {"gammas": 0.8}, {"gammas": (0.8,)}, {"update_every": 1.5}, {"damping": None}),
+    "variations": (
+        {},
+        {"weight_decay": 0.1},
+        {"beta": 0.5, "gammas": (0.5, 0.9), "damping": 0.03, "weight_decay": 0.1},
+        {"beta": 0.0, "weight_decay": 0.1},
+        {"update_every": 7, "weight_decay": 0.1},
+        {"normalize": "before", "gammas": (0.08, 0.992), "update_every": 6},
+    ),
+    "arguments": takes_model,
+    "first": ("model", "lr", "beta", "gammas", "damping", "weight_decay"),
+    "momentum": ("beta", (0.0, 0.9, 0.5)),
+    "rate": lambda options, scale: (
+        1e-2 * options.get("damping", 1e-3) * (min(1.0, 1 / scale) if options.get("weight_decay") else 1 / scale)
+    ),
+    "units": False,
+    "kept_apart": frozenset({"f"}),
+    "no_backward_steps": "its factors are updated once per step, from all layers",
+}
+"""What AdaFisher and AdaFisherW have in common, in a model without layers: F = minmax(f) + lambda (SPEC D17)."""
 
 OPTIMIZERS = (
     OptimizerInfo(
         FAdam,
         fadam,
+        wrong_type=OF_ADAMS_TYPE,
         wrong=(*NO_CLIP, {"rho": 0.0}, {"rho": -0.5}, {"rho": np.nan}, {"eps2": -0.01}, {"eps2": np.nan}),
         variations=FISHER,
     ),
@@ -117,12 +232,14 @@ OPTIMIZERS = (
         FAdafactor,
         fadafactor,
         factors=True,
+        wrong_type=OF_ADAMS_TYPE,
         wrong=(*NO_CLIP, {"rho": 0.0}, {"eps2": -0.01}, {"min_dim_size_to_factor": 0}),
         variations=(*FISHER, *FACTORED),
     ),
     OptimizerInfo(
         Adam,
         adam,
+        wrong_type=OF_ADAMS_TYPE,
         wrong=NO_CLIP,
         variations=(
             *_product(clip=CLIPS, weight_decay=(0.0, 0.1)),
@@ -135,6 +252,7 @@ OPTIMIZERS = (
         Adafactor,
         adafactor,
         factors=True,
+        wrong_type=OF_ADAMS_TYPE,
         wrong=(*NO_CLIP, {"min_dim_size_to_factor": 0}),
         variations=(
             *_product(clip=CLIPS, weight_decay=(0.0, 1e-3)),
@@ -149,7 +267,8 @@ OPTIMIZERS = (
         naturaladam,
         whole="s",
         bound="max_norm",
-        wrong=({"max_norm": 0.0}, {"max_norm": np.nan}, {"eps_decay": -1.0}),
+        wrong_type=OF_ADAMS_TYPE,
+        wrong=(*OF_ADAMS, {"max_norm": 0.0}, {"max_norm": np.nan}, {"eps_decay": -1.0}),
         variations=(
             *_product(max_norm=(0.5, 1.0, 10.0, None), weight_decay=(0.0, 0.1)),
             {"betas": (0.0, 0.999)},
@@ -157,6 +276,8 @@ OPTIMIZERS = (
             {"betas": (0.99, 0.5), "eps": 0.5, "eps_decay": 0.3},
         ),
     ),
+    OptimizerInfo(AdaFisher, adafisher, **WATCHING),
+    OptimizerInfo(AdaFisherW, adafisherw, **WATCHING),
 )
 INFO = {info.name: info for info in OPTIMIZERS}
 
@@ -185,13 +306,27 @@ RULES = tuple(
     if backend != "auto" and backend not in SLOW and _has(info, backend)
 )
 
+
+def _rules(which: Callable[[OptimizerInfo], bool]) -> Any:
+    chosen = [(info, backend) for info, backend in RULES if which(info)]
+    return pytest.mark.parametrize(
+        ("info", "backend"), [pytest.param(info, backend, id=f"{info}-{backend}") for info, backend in chosen]
+    )
+
+
 each_optimizer = pytest.mark.parametrize("info", OPTIMIZERS, ids=str)
-each_rule = pytest.mark.parametrize(
-    ("info", "backend"), [pytest.param(info, backend, id=f"{info}-{backend}") for info, backend in RULES]
+each_in_backward = pytest.mark.parametrize(
+    "info",
+    [
+        pytest.param(
+            info, id=str(info), marks=[pytest.mark.skip(info.no_backward_steps)] * bool(info.no_backward_steps)
+        )
+        for info in OPTIMIZERS
+    ],
 )
-each_fisher_rule = pytest.mark.parametrize(
-    ("info", "backend"), [pytest.param(info, backend, id=f"{info}-{backend}") for info, backend in RULES if info.fisher]
-)
+each_rule = _rules(lambda info: True)
+each_fisher_rule = _rules(lambda info: info.fisher)
+each_rule_with_eps = _rules(lambda info: info.has("eps"))
 each_variation = pytest.mark.parametrize(
     ("info", "backend", "variation"),
     [
@@ -224,7 +359,7 @@ def parameter(shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32, see
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
 
 
-def learning_rate(options: Mapping[str, Any], scale: float) -> float:
+def learning_rate(info: OptimizerInfo, options: Mapping[str, Any], scale: float) -> float:
     """A learning rate under which 20 steps move a parameter by about its own size, whatever the gradient's scale.
 
     Where nothing bounds a step or the decay, they go with a power of the scale: a fixed rate would be a test
@@ -235,7 +370,7 @@ def learning_rate(options: Mapping[str, Any], scale: float) -> float:
         return 1e-3 * scale ** (2 * options["rho"] - 1) * min(1.0, scale)
     if "max_norm" in options and options["weight_decay"]:  # NaturalAdam's decay is never clipped
         return 1e-2 * min(1.0, scale)
-    return 1e-2
+    return info.rate(options, scale)
 
 
 def train(optimizer: torch.optim.Optimizer, grads: Mapping[torch.Tensor, torch.Tensor]) -> None:
@@ -268,14 +403,28 @@ def relative_error(actual: torch.Tensor, expected: np.ndarray) -> float:
     return 0.0 if error == 0.0 else float(error / max(np.max(np.abs(expected), initial=0.0), np.finfo(float).tiny))
 
 
-def snapshot(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Every number the optimizer has: parameters, then state by name, as copies."""
-    tensors = []
+def state_of(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an optimizer keeps for a parameter, wherever it keeps it."""
+    state = dict(optimizer.state.get(p, {}))
     for group in optimizer.param_groups:
-        for p in group["params"]:
-            tensors.append(p.detach().clone())
-            tensors.extend(value.detach().clone() for _, value in sorted(optimizer.state.get(p, {}).items()))
-    return tensors
+        for name, q in zip(group.get("param_names", ()), group["params"], strict=False):
+            if q is p:
+                factors = optimizer.state.get("fisher", {"factors": {}})["factors"].get(name, {})
+                state |= {letter: value for letter, value in factors.items() if letter != "updates"}
+    return state
+
+
+def numbers(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> list[torch.Tensor]:
+    """A parameter and its state by name, as copies."""
+    return [p.detach().clone(), *(x.detach().clone() for _, x in sorted(state_of(optimizer, p).items()))]
+
+
+def snapshot(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Every number the optimizer has: those of each parameter, then what it counts for all of them."""
+    tensors = [x for group in optimizer.param_groups for p in group["params"] for x in numbers(optimizer, p)]
+    record = optimizer.state.get("fisher", {"factors": {}})
+    counts = [n for n in (record.get("steps"), *(known["updates"] for known in record["factors"].values())) if n]
+    return [*tensors, *map(torch.tensor, counts)]
 
 
 def same_bits(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:

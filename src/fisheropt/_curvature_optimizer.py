@@ -47,30 +47,44 @@ class CurvatureOptimizer(RuleOptimizer):
     ) -> None:
         self.model = model
         self.loss_scale = loss_scale
-        inner, _ = _unwrapped(model, type(self).__name__)
-        self._names: dict[Tensor, str] = {p: name for name, p in inner.named_parameters()}
-        super().__init__(inner.parameters() if params is None else params, defaults)
+        self._names = self._names_now()
+        super().__init__(list(self._names) if params is None else params, defaults)
         self._curvature = self._watched()  # last: nothing is left on the model if an argument was refused
+
+    def _names_now(self) -> dict[Tensor, str]:
+        return {p: name for name, p in _unwrapped(self.model, type(self).__name__)[0].named_parameters()}
 
     def _watched(self) -> Curvature:
         return Curvature(*_unwrapped(self.model, type(self).__name__))
 
+    def _watch_anew(self) -> None:
+        """Watch the layers that the model has today, and go on from what is known."""
+        known = self._curvature.factors
+        self._curvature.close()
+        self._curvature = self._watched()
+        self._curvature.adopt(known)
+        self._watch()
+
     # -- groups -------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters of the model, at any time.
+        """Add a group of parameters of the model; between two steps, if the model has been given them since.
 
         Raises:
             ValueError: as ever, and: a parameter is not the model's, or an option that belongs to layers (gammas,
                 update_every, normalize) is another than in the other groups.
         """
-        super().add_param_group({**param_group, "params": self._named(param_group["params"])})
+        before = self._names
+        named = {"params": self._named(param_group["params"]), "param_names": []}  # also where a group is empty
+        super().add_param_group({**param_group, **named})
         try:
             for option in _OF_LAYERS:
                 self._common(option)
         except ValueError:
             del self.param_groups[-1]
             raise
+        if self._names is not before and hasattr(self, "_curvature"):
+            self._watch_anew()
 
     def _check_parameter(self, p: Tensor) -> None:
         super()._check_parameter(p)
@@ -88,6 +102,8 @@ class CurvatureOptimizer(RuleOptimizer):
         tensors = [x[1] if isinstance(x, tuple) else x for x in listed]
         if not all(isinstance(p, Tensor) for p in tensors):
             return listed
+        if not all(p in self._names for p in tensors):
+            self._names = {**self._names, **self._names_now()}
         for p in tensors:
             if p not in self._names:
                 raise ValueError(
@@ -288,7 +304,7 @@ class CurvatureOptimizer(RuleOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "model" in state:  # a copy, with a model of its own; loading a state_dict comes here without one
-            self._names = {p: name for name, p in _unwrapped(self.model, type(self).__name__)[0].named_parameters()}
+            self._names = self._names_now()
             self._curvature = self._watched()
         record = self.state.get("fisher")  # type: ignore[call-overload]
         self._curvature.adopt({} if record is None else record["factors"])
@@ -329,6 +345,9 @@ def _ordered_by_name(saved: dict[str, Any], groups: list[dict[str, Any]], optimi
     ordered = []
     for i, (theirs, ours) in enumerate(zip(saved["param_groups"], groups, strict=True)):
         if "param_names" in theirs:
+            if len(theirs["params"]) != len(theirs["param_names"]):
+                names, params = len(theirs["param_names"]), len(theirs["params"])
+                raise ValueError(f"group {i} of state_dict has {names} names for {params} parameters")
             keys = dict(zip(theirs["param_names"], theirs["params"], strict=True))
             if set(keys) != set(ours["param_names"]):
                 odd = min(set(ours["param_names"]) ^ set(keys))

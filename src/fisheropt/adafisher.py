@@ -91,10 +91,11 @@ def adafisher(
     if isinstance(lr, Tensor):
         lr = lr.reshape(())  # it may have a dimension where p has none
     eta = lr / bias_correction(beta, step)  # deviation 3: the correction that makes m mhat
-    if weight_decay != 0 and decoupled:
-        p.mul_(1 - lr * weight_decay)
     largest = torch.finfo(p.dtype).max
-    p.addcmul_(torch.div(m, F, out=F).clamp_(-largest, largest), eta.to(p.dtype), value=-1)  # deviation 5
+    move = torch.div(m, F, out=F).clamp_(-largest, largest).mul_(eta)  # deviation 5
+    if weight_decay != 0 and decoupled:
+        move.add_(p * (lr * weight_decay))
+    p.sub_(move)
 
 
 def _needs_momentum(options: Options) -> bool:

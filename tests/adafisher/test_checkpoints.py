@@ -119,22 +119,6 @@ def test_state_of_another_model_is_refused_and_nothing_is_changed():
     refused(lambda s: s["state"][0].update(v=torch.ones(4, 3)), "0.weight.*is not that of AdaFisher")
 
 
-def test_the_state_before_the_first_step_loads():
-    net = make("mlp")
-    optimizer = AdaFisher(net)
-    empty = copy.deepcopy(optimizer.state_dict())
-    assert not empty["state"]
-    train(net, optimizer, data("mlp", 2))
-    optimizer.load_state_dict(empty)
-    assert not optimizer.state
-    net.load_state_dict(make("mlp").state_dict())
-    train(net, optimizer, data("mlp", 1))
-    twin = make("mlp")
-    fresh = AdaFisher(twin)
-    train(twin, fresh, data("mlp", 1))
-    assert same_bits(numbers(optimizer), numbers(fresh))
-
-
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
 def test_a_copy_of_model_and_optimizer_trains_on_by_itself(duplicate):
     """It watches the model it was copied with and not the original."""

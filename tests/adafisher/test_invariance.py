@@ -174,20 +174,3 @@ def test_passes_that_do_not_train_make_no_difference():
         loss_of(twin, x).backward()
         other.step()
     assert same_bits(numbers(plain), numbers(other))
-
-
-def test_a_closure_is_a_step():
-    net, twin = make("mlp"), make("mlp")
-    plain, closed = AdaFisher(net, lr=1e-5), AdaFisher(twin, lr=1e-5)
-    batches = data("mlp", 3)
-    train(net, plain, batches)
-    for x in batches:
-
-        def closure(x=x):
-            closed.zero_grad()
-            loss = loss_of(twin, x)
-            loss.backward()
-            return loss
-
-        assert closed.step(closure).grad_fn is not None
-    assert same_bits(numbers(plain), numbers(closed))

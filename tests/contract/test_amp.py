@@ -1,7 +1,7 @@
 """Mixed precision: autocast, and a GradScaler that skips the steps it must."""
 
 import torch
-from tests.cases import each_optimizer, parameter, same_bits, snapshot
+from tests.cases import each_optimizer, learning_rate, parameter, same_bits, snapshot
 
 
 def model_like(p, q):
@@ -19,7 +19,7 @@ def test_a_scaled_step_is_the_unscaled_one(info):
     results = []
     for scaled in (False, True):
         model = model_like(parameter((3, 4)), parameter((3,)))
-        optimizer = info.make(model.parameters(), lr=0.01, **info.small)
+        optimizer = info.of(model, lr=learning_rate(info, {}, scale=1.0), **info.small)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, enabled=scaled)
         for _ in range(3):
             optimizer.zero_grad()
@@ -62,6 +62,8 @@ def test_a_gradient_scaler_that_unscales_first_allows_clipping_in_between(info):
     p, q = parameter((4, 5)), parameter((4, 5))
     scaled, plain = info.make([p], **info.small), info.make([q], **info.small)
     scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    if hasattr(scaled, "loss_scale"):  # what watches a model has to be told, once
+        scaled.loss_scale = scaler.get_scale
     scaler.scale((p**2).sum()).backward()
     scaler.unscale_(scaled)
     (q**2).sum().backward()

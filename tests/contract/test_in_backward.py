@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.cases import each_optimizer, parameter, same_bits, snapshot
+from tests.cases import each_in_backward, parameter, same_bits, snapshot
 
 import fisheropt
 
@@ -59,7 +59,7 @@ def ordinary(info, model):
     return factory_of(info)([p for p in model.parameters() if p.requires_grad])
 
 
-@each_optimizer
+@each_in_backward
 def test_the_bits_are_those_of_ordinary_steps(info):
     plain, fused = network(), network()
     optimizer = ordinary(info, plain)
@@ -69,7 +69,7 @@ def test_the_bits_are_those_of_ordinary_steps(info):
     assert same_bits(snapshot(optimizer), snapshot(handle.optimizer))
 
 
-@each_optimizer
+@each_in_backward
 def test_a_scheduler_sets_the_rate_of_the_next_backward(info):
     plain, fused = network(), network()
     optimizer = ordinary(info, plain)
@@ -82,7 +82,7 @@ def test_a_scheduler_sets_the_rate_of_the_next_backward(info):
     assert same_bits(snapshot(optimizer), snapshot(handle.optimizer))
 
 
-@each_optimizer
+@each_in_backward
 def test_an_unchanged_training_loop_goes_on_working(info):
     """Its step finds no gradient left, and zero_grad nothing to drop."""
     plain, fused = network(), network()
@@ -93,7 +93,7 @@ def test_an_unchanged_training_loop_goes_on_working(info):
     assert same_bits(snapshot(optimizer), snapshot(handle.optimizer))
 
 
-@each_optimizer
+@each_in_backward
 def test_never_more_than_one_gradient_exists(info):
     """What it is for: the gradient of a tensor is gone before that of the next is complete."""
     model = network()
@@ -111,7 +111,7 @@ def test_never_more_than_one_gradient_exists(info):
     assert most == 1
 
 
-@each_optimizer
+@each_in_backward
 def test_remove_goes_back_to_ordinary_steps(info):
     plain, fused = network(), network()
     optimizer = ordinary(info, plain)
@@ -130,7 +130,7 @@ def test_remove_goes_back_to_ordinary_steps(info):
     handle.remove()
 
 
-@each_optimizer
+@each_in_backward
 def test_its_checkpoint_is_that_of_an_ordinary_optimizer_and_goes_both_ways(info):
     plain, fused = network(), network()
     optimizer = ordinary(info, plain)

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from tests.cases import each_optimizer, each_rule, gradients, parameter, same_bits, snapshot, train
+from tests.cases import (
+    each_optimizer,
+    each_rule,
+    gradients,
+    learning_rate,
+    parameter,
+    same_bits,
+    snapshot,
+    state_of,
+    train,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -104,8 +114,8 @@ def test_a_step_runs_where_there_are_no_values_at_all(info):
         p.grad = torch.zeros_like(p)
     optimizer.step()
     for p in params:
-        assert optimizer.state[p].keys() == {"step"} | info.slots(tuple(p.shape), **info.small)
-        assert {value.device.type for value in optimizer.state[p].values()} == {"meta"}
+        assert state_of(optimizer, p).keys() == {"step"} | info.slots(tuple(p.shape), **info.small)
+        assert {value.device.type for value in state_of(optimizer, p).values()} == {"meta"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -143,7 +153,7 @@ def test_a_whole_training_step_may_be_compiled_by_the_user(info):
         with torch.no_grad():
             model.weight.copy_(parameter((5, 3)))
             model.bias.copy_(parameter((5,)))
-        optimizer = info.make(model.parameters(), lr=0.01, **info.small)
+        optimizer = info.of(model, lr=learning_rate(info, {}, scale=1.0), **info.small)
 
         @wrap
         def training_step():

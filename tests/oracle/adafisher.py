@@ -62,15 +62,42 @@ def elementwise(f, *, damping=1e-3, normalize="after"):
     return (minmax(f) if normalize == "after" else f) + damping
 
 
-def adafisher(p, g, state=None, *, F, lr=1e-3, beta=0.9, weight_decay=0.0, decoupled=False):
-    """One step in the metric F: the new parameter and the new state."""
+def adafisher(
+    p,
+    g,
+    state=None,
+    *,
+    F=None,
+    lr=1e-3,
+    beta=0.9,
+    gammas=(0.8, 0.8),
+    damping=1e-3,
+    weight_decay=0.0,
+    update_every=1,
+    normalize="after",
+    decoupled=False,
+):
+    """One step in the metric F: the new parameter and the new state.
+
+    Without an F the parameter is one of no layer, and its metric is made of its own gradients (D17).
+    """
     p, g = np.asarray(p, np.float64), np.asarray(g, np.float64)
     if state is None:
         state = {"step": 0, "m": np.zeros_like(p)}
     t = state["step"] + 1
+    f = state.get("f")
+    if F is None:
+        if (t - 1) % update_every == 0:
+            f = average(f, g**2, gammas, normalize)
+        F = elementwise(f, damping=damping, normalize=normalize)
     if not decoupled:
         g = g + weight_decay * p
     m = beta * state["m"] + (1.0 - beta) * g
     mhat = m / (1.0 - beta**t)
     step = mhat / F + weight_decay * p if decoupled else mhat / F
-    return p - lr * step, {"step": t, "m": m}
+    return p - lr * step, {"step": t, "m": m, "f": f}
+
+
+def adafisherw(p, g, state=None, **options):
+    """As `adafisher`, with decoupled weight decay."""
+    return adafisher(p, g, state, **options, decoupled=True)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tests.cases import OptimizerInfo, gradients, learning_rate, oracle_run, parameter, relative_error, train
+from tests.cases import OptimizerInfo, gradients, learning_rate, oracle_run, parameter, relative_error, state_of, train
 
 STEPS = 20
 
@@ -41,12 +41,12 @@ def run(
         params = [parameter(shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes_of(scale))]
         for i, p in enumerate(params):
             grads[p] = gradients(tuple(p.shape), scale=scale, steps=steps, dtype=dtype, seed=i)
-        groups.append({"params": params, "lr": learning_rate(options, scale)})
+        groups.append({"params": params, "lr": learning_rate(info, options, scale)})
     starts = {p: p.detach().clone() for p in grads}
     optimizer = info.make(groups, backend=backend, **options)
     train(optimizer, grads)
     return [
-        Case(info, scale, starts[p], p, optimizer.state[p], grads[p], {**options, "lr": group["lr"]})
+        Case(info, scale, starts[p], p, state_of(optimizer, p), grads[p], {**options, "lr": group["lr"]})
         for scale, group in zip(scales, groups, strict=True)
         for p in group["params"]
     ]

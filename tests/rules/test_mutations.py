@@ -112,17 +112,36 @@ NATURALADAM = {
     "leave m uncorrected": ("m / (1.0 - beta1**t)", "m"),
     "leave s uncorrected": ("s / (1.0 - beta2**t)", "s"),
 }
-MISTAKES = {"FAdam": FADAM, "FAdafactor": FADAFACTOR, "Adam": ADAM, "Adafactor": ADAFACTOR, "NaturalAdam": NATURALADAM}
+ADAFISHER = {
+    "no damping": ('return (minmax(f) if normalize == "after" else f) + damping', "return minmax(f) + 1e-9"),
+    "the root of the metric": ("mhat / F + weight_decay * p if decoupled else mhat / F", "mhat / np.sqrt(F)"),
+    "leave m uncorrected": ("m / (1.0 - beta**t)", "m"),
+    "minmax at the wrong end": ("x = np.asarray(x, np.float64)\n", "x = -np.asarray(x, np.float64)\n"),
+    "an average that starts at zero": ('1.0 if normalize == "before" else 0.0', "0.0"),
+    "one gamma for both": ("(1.0 - gammas[1]) * new", "(1.0 - gammas[0]) * new"),
+    "factors too often": ("(t - 1) % update_every == 0", "(t - 1) % update_every <= 1"),
+    "decay of the other kind": ("if not decoupled:\n        g =", "if decoupled:\n        g ="),
+    "ascend": ("p - lr * step", "p + lr * step"),
+}
+MISTAKES = {
+    "FAdam": FADAM,
+    "FAdafactor": FADAFACTOR,
+    "Adam": ADAM,
+    "Adafactor": ADAFACTOR,
+    "NaturalAdam": NATURALADAM,
+    "AdaFisher": ADAFISHER,
+    "AdaFisherW": ADAFISHER | {"decay unscaled": ("p - lr * step", "p - lr * mhat / F - weight_decay * p")},
+}
 
 
-def mistaken(rule, right, mistake):
+def mistaken(oracle, right, mistake):
     """The oracle with one place of its module changed. What it imports from other oracles stays right."""
-    module = importlib.import_module(f"tests.oracle.{rule}")
+    module = importlib.import_module(oracle.__module__)
     source = inspect.getsource(module)
     assert source.count(right) == 1, "a mutation must change one place, or it tests something else than it says"
-    changed = types.ModuleType(f"mistaken_{rule}")
+    changed = types.ModuleType(f"mistaken_{oracle.__name__}")
     exec(compile(source.replace(right, mistake), changed.__name__, "exec"), changed.__dict__)
-    return getattr(changed, rule)
+    return getattr(changed, oracle.__name__)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +162,7 @@ def trained():
     ("name", "mistake"), [(name, mistake) for name, mistakes in MISTAKES.items() for mistake in mistakes]
 )
 def test_a_one_line_mistake_is_seen(trained, name, mistake):
-    oracle = mistaken(INFO[name].oracle.__name__, *MISTAKES[name][mistake])
+    oracle = mistaken(INFO[name].oracle, *MISTAKES[name][mistake])
     with np.errstate(all="ignore"):  # a mistake may well overflow
         assert beyond(100 * TOLERANCE[torch.float32], trained[name], oracle=oracle)
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -187,22 +188,23 @@ class _ForwardHook:
 
 
 def _gradient_hook(capture: Capture[R, C], module: nn.Module, call: _Call[R, C]) -> Callable[[Tensor], None]:
-    owner, of = weakref.ref(capture), weakref.ref(module)
-
-    def arrived(s: Tensor) -> None:
-        capture, module = owner(), of()
-        if capture is not None and module is not None:
-            capture.arrived(module, call, s)
-
-    return arrived
+    return partial(_arrived, weakref.ref(capture), weakref.ref(module), call)
 
 
 def _accumulate_hook(capture: Capture[Any, Any]) -> Callable[[Tensor], None]:
-    owner = weakref.ref(capture)
+    return partial(_accumulated, weakref.ref(capture))
 
-    def accumulated(p: Tensor) -> None:
-        capture = owner()
-        if capture is not None:
-            capture.accumulated(p)
 
-    return accumulated
+# torch.compile of a whole training step would also trace what the engine calls in the middle of its backward pass
+@_disable_dynamo
+def _arrived(owner: weakref.ref[Capture[R, C]], of: weakref.ref[nn.Module], call: _Call[R, C], s: Tensor) -> None:
+    capture, module = owner(), of()
+    if capture is not None and module is not None:
+        capture.arrived(module, call, s)
+
+
+@_disable_dynamo
+def _accumulated(owner: weakref.ref[Capture[Any, Any]], p: Tensor) -> None:
+    capture = owner()
+    if capture is not None:
+        capture.accumulated(p)

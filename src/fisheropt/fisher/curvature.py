@@ -193,7 +193,7 @@ class Curvature:
 
     def summary(self, p: Parameter, normalize: Normalize, damping: float) -> CurvatureSummary | None:
         """The metric of ``p`` in numbers, or None if nothing is known of it yet."""
-        if p.numel() == 0 or not (self._seen_uses(p) or self.names[p] in self.factors):
+        if p.numel() == 0 or not (self._seen_uses(p) or self.names.get(p) in self.factors):
             return None
         rows, columns = self.metric(p, normalize, torch.float64)
         F = (rows * columns).sum(0).expand(p.shape) + damping
@@ -238,9 +238,16 @@ class Curvature:
                 if tuple(saved[letter].shape) != expected:
                     found = tuple(saved[letter].shape)
                     raise ValueError(f"the saved {letter} of {name!r} has shape {found}, the model needs {expected}")
-                known[letter] = saved[letter].detach().to(devices[name], copy=True)
+                known[letter] = self._copied(name, letter, saved[letter].detach().to(devices[name]))
             checked[name] = known
         return checked
+
+    def _copied(self, name: str, letter: str, saved: Tensor) -> Tensor:
+        """A copy, which for f has the memory layout of its parameter: that may be another than when it was saved."""
+        if letter != "f":
+            return saved.clone()
+        p = next(p for p, its in self.names.items() if its == name)
+        return torch.empty_like(p, dtype=saved.dtype, requires_grad=False).copy_(saved)
 
     def adopt(self, factors: dict[str, dict[str, Any]]) -> None:
         """Go on from these factors, which become the curvature's own; forget everything else."""

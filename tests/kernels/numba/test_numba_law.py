@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.cases import INFO, gradients, parameter, relative_error
+from tests.cases import INFO, gradients, parameter, relative_error, state_of
 
 pytest.importorskip("numba")
 
@@ -33,6 +33,8 @@ OPTIONS = {
         {"weight_decay": 0.1, "eps": 1.0, "eps2": 1e-3},
     ),
     "Adam": ({"weight_decay": 0.1}, {"betas": (0.0, 0.9), "clip": 0.5}, {"clip": None}),
+    "AdaFisher": ({"weight_decay": 0.1, "lr": 1e-4}, {"beta": 0.0, "normalize": "before"}),
+    "AdaFisherW": ({"weight_decay": 0.1, "lr": 1e-4},),
     "Adafactor": ({"weight_decay": 1e-3}, {"momentum": False, "clip": 0.5}),
 }
 
@@ -49,8 +51,9 @@ def errors(info, backend, shapes, dtype, options, expected):
     for p, (value, state) in zip(params, expected, strict=True):
         shape = tuple(p.shape)
         found[shape, "p"] = relative_error(p, value)
-        for slot in optimizer.state[p].keys() - {"step"}:
-            found[shape, slot] = relative_error(optimizer.state[p][slot], np.asarray(state[slot]))
+        for slot, value in state_of(optimizer, p).items():
+            if slot != "step":
+                found[shape, slot] = relative_error(value, np.asarray(state[slot]))
     return found
 
 

@@ -46,7 +46,7 @@ class Job(NamedTuple):
         layers: how many share it.
         length: numbers in ``inner`` per layer, k or n k.
         lr, beta, damping: eta, beta, lambda.
-        coupled, kept: kappa in the gradient, and 1 - eta kappa beside it; (0, 1) without weight decay.
+        coupled, decay: kappa in the gradient, or eta kappa beside it; the other one is 0.
         sums: a run of F - lambda for each chunk, where a tensor has several layers.
     """
 
@@ -65,7 +65,7 @@ class Job(NamedTuple):
     beta: float
     damping: float
     coupled: float
-    kept: float
+    decay: float
     sums: NDArray[np.float32]
 
 
@@ -75,7 +75,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @elementwise
-def move(p, g, m, has_m, i, outer, inner, j, length, damping, coupled, beta, new, eta, kept):
+def move(p, g, m, has_m, i, outer, inner, j, length, damping, coupled, beta, new, eta, decay):
     """The step: g, m and theta of Algorithm 1."""
     for c in range(length):
         theta = load(p, i + c)
@@ -84,7 +84,7 @@ def move(p, g, m, has_m, i, outer, inner, j, length, damping, coupled, beta, new
         if has_m:
             x = beta * m[i + c] + new * x
             m[i + c] = x
-        store(p, i + c, kept * theta - eta * limited(x / F, LARGEST))
+        store(p, i + c, theta - (eta * limited(x / F, LARGEST) + decay * theta))
 
 
 @elementwise
@@ -119,7 +119,7 @@ def _apply(job, plan, chunk):
     p, g = pointer(job.p[t], job.tag), pointer(job.g[t], job.tag)
     outer, inner = pointer(job.outer[t], _ZERO), pointer(job.inner[t], _ZERO)
     m = pointer(job.m[t] if has_m else job.inner[t], _ZERO)
-    damping, coupled, kept = np.float32(job.damping), np.float32(job.coupled), np.float32(job.kept)
+    damping, coupled, decay = np.float32(job.damping), np.float32(job.coupled), np.float32(job.decay)
     beta, new = np.float32(job.beta), np.float32(1.0 - job.beta)
     eta = np.float32(job.lr / (1.0 - job.beta ** load_step(job.step[t])))  # the correction that makes m mhat
     size = width(job.tag)
@@ -136,12 +136,12 @@ def _apply(job, plan, chunk):
             prefetch(job.m[t], 4 * soon, 4 * later)
         at = row * k + j if per_layer > k else j
         if layers == 1:
-            move(p, g, m, has_m, i, outer[row], inner, at, length, damping, coupled, beta, new, eta, kept)
+            move(p, g, m, has_m, i, outer[row], inner, at, length, damping, coupled, beta, new, eta, decay)
         else:
             total = pointer(job.sums.ctypes.data + 4 * _RUN * chunk, _ZERO)
             for layer in range(layers):
                 add_layer(total, outer[layer * n + row], inner, layer * per_layer + at, length, layer == 0)
-            move(p, g, m, has_m, i, _ONE, total, 0, length, damping, coupled, beta, new, eta, kept)
+            move(p, g, m, has_m, i, _ONE, total, 0, length, damping, coupled, beta, new, eta, decay)
         i += length
 
 
@@ -221,7 +221,7 @@ def adafisher_many(
             beta=float(beta),
             damping=float(damping),
             coupled=0.0 if decoupled else float(weight_decay),
-            kept=1.0 - eta * weight_decay if decoupled else 1.0,
+            decay=eta * weight_decay if decoupled else 0.0,
             sums=np.empty((plan.tensor.size if layers.max() > 1 else 0, _RUN), np.float32),
         )
         together(work, (plan, control_for(plan), job), most=plan.item.size - 1)
