@@ -88,6 +88,12 @@ class RuleOptimizer(Optimizer):
             raise TypeError(f"{name} takes floating-point parameters, got {which} and dtype {p.dtype}")
         if p.layout is not torch.strided:
             raise TypeError(f"{name} takes dense parameters, got {which} and layout {p.layout}")
+        if getattr(p, "_fsdp_flattened", False):  # so FSDP1 marks its own, with use_orig_params or without
+            raise TypeError(
+                f"{name} does not take parameters of FullyShardedDataParallel, got {which}: they are pieces of a "
+                "flat vector, cut anywhere, and statistics of whole tensors cannot be formed from them; use "
+                "torch.distributed.fsdp.fully_shard"
+            )
         if is_dtensor(p) and any(placement.is_partial() for placement in p.placements):  # type: ignore[attr-defined]
             raise TypeError(f"{name} takes sharded or replicated DTensor parameters, got {which} with partial sums")
 

@@ -2,6 +2,9 @@
 
 Nothing in these rules couples one tensor to another, so the result is that of an ordinary step, bit for bit, and the
 gradients of the whole model never exist together.
+
+Under `fully_shard` the gradient of a shard is complete when it has been reduced, and the hooks run then. Under
+DistributedDataParallel they run before, with the gradient of this process alone, so that is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from fisheropt._optimizer import RuleOptimizer
 
@@ -26,15 +31,16 @@ class StepInBackward:
             calls its ``step`` and ``zero_grad`` stays as it is: they find no gradient left and do nothing.
     """
 
-    def __init__(self, optimizer: RuleOptimizer) -> None:
+    def __init__(self, model: Module, optimizer: RuleOptimizer) -> None:
         self.optimizer = optimizer
         # load_state_dict replaces the group dicts, so we remember their places
-        self._handles = [
+        self._handles: list[RemovableHandle] = [
             p.register_post_accumulate_grad_hook(self._stepper(i))
             for i, group in enumerate(optimizer.param_groups)
             for p in group["params"]
             if p.requires_grad
         ]
+        self._handles.append(model.register_forward_pre_hook(_refuse_ddp))
 
     def _stepper(self, group: int) -> Callable[[Tensor], None]:
         optimizer = self.optimizer
@@ -67,6 +73,8 @@ def step_in_backward(model: Module, factory: Callable[[Iterable[Parameter]], Rul
     cannot be combined with it: gradient accumulation over several backwards, gradient clipping by a norm over
     tensors, ``torch.amp.GradScaler``. Step hooks of the optimizer do not run.
 
+    Under FSDP2 each tensor communicates for itself, twice or three times, instead of all tensors together.
+
     Args:
         model: its parameters that require gradients are stepped.
         factory: makes the optimizer from them, for instance ``functools.partial(FAdam, lr=1e-3)``.
@@ -75,8 +83,10 @@ def step_in_backward(model: Module, factory: Callable[[Iterable[Parameter]], Rul
         A handle with the ``optimizer``, ``state_dict()``, ``load_state_dict()`` and ``remove()``.
 
     Raises:
-        TypeError: the factory returned something else than an optimizer of this library.
+        TypeError: the factory returned something else than an optimizer of this library, or the model is a
+            DistributedDataParallel.
         ValueError: a parameter has a gradient already, which the next ``backward`` would add to.
+        RuntimeError: at the forward pass, the model runs inside a DistributedDataParallel.
 
     Example:
         >>> import torch, fisheropt
@@ -86,6 +96,8 @@ def step_in_backward(model: Module, factory: Callable[[Iterable[Parameter]], Rul
         >>> model.weight.grad is None
         True
     """
+    if isinstance(model, DistributedDataParallel):
+        raise TypeError(_NOT_UNDER_DDP)
     params = [p for p in model.parameters() if p.requires_grad]
     if any(p.grad is not None for p in params):
         raise ValueError("model has gradients left from an earlier backward; call model.zero_grad() first")
@@ -96,4 +108,16 @@ def step_in_backward(model: Module, factory: Callable[[Iterable[Parameter]], Rul
             "for one of torch.optim, make an optimizer per parameter and step it in a post-accumulate-grad hook"
         )
     with torch.no_grad():
-        return StepInBackward(optimizer)
+        return StepInBackward(model, optimizer)
+
+
+_NOT_UNDER_DDP = (
+    "step_in_backward does not work under DistributedDataParallel, which averages gradients only after they have been "
+    "used here: every process would go its own way. Use torch.distributed.fsdp.fully_shard, or ordinary steps"
+)
+
+
+def _refuse_ddp(model: Module, args: Any) -> None:
+    """A forward pre-hook: the model may have been wrapped later."""
+    if not torch.compiler.is_compiling() and getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
+        raise RuntimeError(_NOT_UNDER_DDP)
