@@ -8,6 +8,9 @@
     curvature.py    moving averages of the factors of every layer of a model, and the metric they give a parameter
     diagonal.py     FisherDiagonal: name -> tensor, with what has to be known of it; saved and loaded
     compare.py      how far two diagonals are apart
+    noise.py        how much of a gradient is noise, and the batch size at which half of its square is
+    offdiagonal.py  how much of the Fisher information a diagonal leaves out
+    kron_gap.py     how far AdaFisher's product is from the diagonal it stands for
     likelihood.py   what a loss is: the negative log of a probability, of a density, or of nothing; by way of
                     labels.py, identities.py and examination.py
     ewc.py          use it: hold a model where an old task needs it
@@ -25,8 +28,11 @@ from fisheropt.fisher.diagonal import FisherDiagonal
 from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.ewc import EWC
 from fisheropt.fisher.factors import Layer, layer_of, minmax
+from fisheropt.fisher.kron_gap import KroneckerGap, KroneckerLayer, kron_diag_gap
 from fisheropt.fisher.likelihood import LikelihoodCheck, check_likelihood
 from fisheropt.fisher.merge import fisher_merge
+from fisheropt.fisher.noise import Noise, NoiseSplit, noise_split
+from fisheropt.fisher.offdiagonal import OffDiagonal, offdiagonal_mass
 from fisheropt.fisher.saliency import fisher_saliency, prune_by_saliency
 
 __all__ = [
@@ -38,15 +44,23 @@ __all__ = [
     "FactorSums",
     "FisherComparison",
     "FisherDiagonal",
+    "KroneckerGap",
+    "KroneckerLayer",
     "Layer",
     "LikelihoodCheck",
+    "Noise",
+    "NoiseSplit",
+    "OffDiagonal",
     "Receiver",
     "check_likelihood",
     "compare_fisher",
     "fisher_diag",
     "fisher_merge",
     "fisher_saliency",
+    "kron_diag_gap",
     "layer_of",
     "minmax",
+    "noise_split",
+    "offdiagonal_mass",
     "prune_by_saliency",
 ]
