@@ -190,6 +190,10 @@ OF_ADAMS = (*BETAS, *EPS)
 OF_ADAMS_TYPE = ({"betas": 0.9}, {"betas": (0.9,)}, {"eps": None})
 NO_CLIP = (*OF_ADAMS, {"clip": 0.0}, {"clip": -1.0}, {"clip": np.nan})
 
+DECAYING = (
+    {"beta": 0.5, "gammas": (0.5, 0.9), "damping": 0.03, "weight_decay": 0.1},
+    {"beta": 0.0, "weight_decay": 0.1, "update_every": 7},
+)
 WATCHING: dict[str, Any] = {
     "bound": None,
     "wrong": (
@@ -200,14 +204,7 @@ WATCHING: dict[str, Any] = {
         {"normalize": "never"},
     ),
     "wrong_type": ({"beta": None}, {"gammas": 0.8}, {"gammas": (0.8,)}, {"update_every": 1.5}, {"damping": None}),
-    "variations": (
-        {},
-        {"weight_decay": 0.1},
-        {"beta": 0.5, "gammas": (0.5, 0.9), "damping": 0.03, "weight_decay": 0.1},
-        {"beta": 0.0, "weight_decay": 0.1},
-        {"update_every": 7, "weight_decay": 0.1},
-        {"normalize": "before", "gammas": (0.08, 0.992), "update_every": 6},
-    ),
+    "variations": ({}, *DECAYING, {"normalize": "before", "gammas": (0.08, 0.992), "update_every": 3}),
     "arguments": takes_model,
     "first": ("model", "lr", "beta", "gammas", "damping", "weight_decay"),
     "momentum": ("beta", (0.0, 0.9, 0.5)),
@@ -277,7 +274,8 @@ OPTIMIZERS = (
         ),
     ),
     OptimizerInfo(AdaFisher, adafisher, **WATCHING),
-    OptimizerInfo(AdaFisherW, adafisherw, **WATCHING),
+    # without weight decay it is AdaFisher
+    OptimizerInfo(AdaFisherW, adafisherw, **WATCHING | {"variations": ({}, *DECAYING)}),
 )
 INFO = {info.name: info for info in OPTIMIZERS}
 

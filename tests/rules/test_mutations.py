@@ -130,7 +130,7 @@ MISTAKES = {
     "Adafactor": ADAFACTOR,
     "NaturalAdam": NATURALADAM,
     "AdaFisher": ADAFISHER,
-    "AdaFisherW": ADAFISHER | {"decay unscaled": ("p - lr * step", "p - lr * mhat / F - weight_decay * p")},
+    "AdaFisherW": {"decay unscaled": ("p - lr * step", "p - lr * mhat / F - weight_decay * p")},
 }
 
 

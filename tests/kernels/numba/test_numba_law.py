@@ -34,7 +34,6 @@ OPTIONS = {
     ),
     "Adam": ({"weight_decay": 0.1}, {"betas": (0.0, 0.9), "clip": 0.5}, {"clip": None}),
     "AdaFisher": ({"weight_decay": 0.1, "lr": 1e-4}, {"beta": 0.0, "normalize": "before"}),
-    "AdaFisherW": ({"weight_decay": 0.1, "lr": 1e-4},),
     "Adafactor": ({"weight_decay": 1e-3}, {"momentum": False, "clip": 0.5}),
 }
 
