@@ -266,6 +266,8 @@ class CurvatureOptimizer(RuleOptimizer):
         found = {}
         for group in self.param_groups:
             for p in group["params"]:
+                if p not in self.state:
+                    continue
                 summary = self._curvature.summary(p, group["normalize"], group["damping"])
                 if summary is not None:
                     found[self._names[p]] = summary

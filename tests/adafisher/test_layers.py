@@ -40,6 +40,8 @@ def step(net, x, **options):
     [
         (nn.BatchNorm1d(4), (6, 4)),
         (nn.BatchNorm2d(4), (6, 4, 2, 2)),
+        (nn.BatchNorm3d(4), (6, 4, 1, 2, 2)),
+        (nn.InstanceNorm1d(4, affine=True), (6, 4, 3)),
         (nn.LayerNorm(4), (6, 4)),
         (nn.LayerNorm((2, 4)), (6, 2, 4)),
         (nn.GroupNorm(2, 4), (6, 4, 3)),

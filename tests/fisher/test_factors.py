@@ -42,6 +42,8 @@ ONE_POSITION = {
     "conv2d depthwise": (nn.Conv2d(3, 6, 2, groups=3, bias=False, **DOUBLE), (1, 3, 2, 2)),
     "conv2d dilated": (nn.Conv2d(2, 3, 2, dilation=2, **DOUBLE), (1, 2, 3, 3)),
     "conv2d padded": (nn.Conv2d(2, 3, 3, padding=1, stride=9, **DOUBLE), (1, 2, 2, 2)),
+    "conv1d grouped, dilated": (nn.Conv1d(4, 6, 2, dilation=3, groups=2, **DOUBLE), (1, 4, 4)),
+    "conv3d grouped, dilated": (nn.Conv3d(4, 2, 2, dilation=2, groups=2, **DOUBLE), (1, 4, 3, 3, 3)),
     "conv3d": (nn.Conv3d(2, 3, (1, 2, 2), **DOUBLE), (1, 2, 1, 2, 2)),
 }
 
@@ -96,7 +98,7 @@ MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circul
 CONVS = [
     *itertools.product([1], [1, 2, 3], [1, 2], [0, 2, "same", "valid"], MODES, [1, 2]),
     *itertools.product([2], [(1, 1), (2, 3)], [(1, 1), (2, 1)], [(2, 1), "same"], MODES, [1, 2, 4]),
-    *itertools.product([3], [1, 2], [1], [1], MODES, [1]),
+    *itertools.product([3], [1, 2], [1, 2], [1], MODES, [1, 2]),
 ]
 ALLOWED = [case for case in CONVS if not (case[3] == "same" and case[1] not in (1, (1, 1)))]  # torch has no other
 
