@@ -4,6 +4,7 @@
 Two models: the lab's `tiny` language model, and a convolutional net of the shape of ResNet-18. The contenders take
 turns, ten steps each, so that whatever else the machine does falls on all of them; ten is a period of
 ``update_every=10``. The figure is the median over rounds of the time relative to momentum SGD in the same round.
+Then the step alone, between two updates of the factors, on weights that no cache holds.
 
     python benchmarks/adafisher.py                     # a few minutes on two idle cores
     python benchmarks/adafisher.py --cpu --threads 1   # on a busy machine: processor time of one thread
@@ -35,6 +36,14 @@ CONTENDERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {  # the f
     "AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), fused=True),
     "AdaFisherW, update_every=10": lambda model: AdaFisherW(model, lr=1e-6, update_every=10),
     "AdaFisherW, update_every=1": lambda model: AdaFisherW(model, lr=1e-6, update_every=1),
+}
+
+
+ALONE: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "SGD, momentum, fused": lambda model: torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True),
+    "AdamW, fused": CONTENDERS["AdamW, fused"],
+    "AdaFisherW": lambda model: AdaFisherW(model, lr=1e-6, update_every=10**9),
+    "AdaFisherW, eager": lambda model: AdaFisherW(model, lr=1e-6, update_every=10**9, backend="eager"),
 }
 
 
@@ -83,6 +92,12 @@ def convnet() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
     return resnet18(width=16), lambda model: cross_entropy(model(x), y)
 
 
+def weights() -> nn.Module:
+    """Four times the matrices of a block of GPT-2, 28 million numbers: (1, 768) -> (1, 768)."""
+    shapes = [(768, 2304), (2304, 768), (768, 3072), (3072, 768)]
+    return nn.Sequential(*(nn.Linear(i, o) for _ in range(4) for i, o in shapes))
+
+
 MODELS = {"language model, Palm tiny": language_model, "convnet, ResNet-18 of width 16": convnet}
 
 
@@ -121,15 +136,50 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
         for name, own, optimizer in runs:
-            times[name].append(seconds(own, optimizer, loss_of, clock))
-    base = times[next(iter(CONTENDERS))]
-    results = {}
+            times[name].append(seconds(own, optimizer, loss_of, clock) / PERIOD)
+    results = ratios_of(times)
     for name, _, optimizer in runs:
-        ratios = [t / b for t, b in zip(times[name], base, strict=True)]
-        low, median, high = statistics.quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
-        step = 1e3 * statistics.median(times[name]) / PERIOD
-        results[name] = {"ms": step, "ratio": median, "low": low, "high": high, "factors": factor_bytes(optimizer)}
+        results[name]["factors"] = factor_bytes(optimizer)
     return {"parameters": sum(p.numel() for p in model.parameters()), "results": results}
+
+
+def measure_alone(rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    runs = []
+    model = weights()
+    for name, build in ALONE.items():
+        own = copy.deepcopy(model)
+        optimizer = build(own)
+        own(torch.randn(1, 768)).square().mean().backward()
+        optimizer.step()  # allocates state, and takes in the only factors
+        runs.append((name, optimizer))
+    times: dict[str, list[float]] = {name: [] for name in ALONE}
+    for _ in range(3 * rounds):
+        for name, optimizer in runs:
+            start = clock()
+            optimizer.step()
+            times[name].append(clock() - start)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "results": ratios_of(times)}
+
+
+def ratios_of(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Of each contender the seconds, and their ratio to the first one's of the same round: median and quartiles."""
+    base = times[next(iter(times))]
+    results = {}
+    for name, mine in times.items():
+        ratios = [t / b for t, b in zip(mine, base, strict=True)]
+        low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
+        results[name] = {"ms": 1e3 * statistics.median(mine), "ratio": median, "low": low, "high": high}
+    return results
+
+
+def show(name: str, measured: dict[str, Any]) -> None:
+    size = 4 * measured["parameters"]
+    print(f"\n{name}: {measured['parameters']:,} parameters, {size / 2**20:.1f} MiB")
+    print(f"{'':30}{'ms/step':>9}{'of SGD':>9}{'quartiles':>15}{'factors':>12}")
+    for contender, r in measured["results"].items():
+        factors = f"{r['factors'] / 2**10:.0f} KiB" if r.get("factors") else "-"
+        quartiles = f"{r['low']:.2f}-{r['high']:.2f}"
+        print(f"{contender:30}{r['ms']:9.1f}{r['ratio']:9.3f}{quartiles:>15}{factors:>12}")
 
 
 def main() -> None:
@@ -143,14 +193,11 @@ def main() -> None:
     clock = time.process_time if arguments.cpu else time.perf_counter
     found = {}
     for name, make in MODELS.items():
-        found[name] = measured = measure(make, arguments.rounds, clock)
-        size = 4 * measured["parameters"]
-        print(f"\n{name}: {measured['parameters']:,} parameters, {size / 2**20:.1f} MiB")
-        print(f"{'':30}{'ms/step':>9}{'of SGD':>9}{'quartiles':>15}{'factors':>12}")
-        for contender, r in measured["results"].items():
-            factors = f"{r['factors'] / 2**10:.0f} KiB" if r["factors"] else "-"
-            quartiles = f"{r['low']:.2f}-{r['high']:.2f}"
-            print(f"{contender:30}{r['ms']:9.1f}{r['ratio']:9.3f}{quartiles:>15}{factors:>12}")
+        found[name] = measure(make, arguments.rounds, clock)
+        show(name, found[name])
+    alone = "the step alone, between two updates"
+    found[alone] = measure_alone(arguments.rounds, clock)
+    show(alone, found[alone])
     machine = {
         "torch": torch.__version__,
         "threads": arguments.threads,

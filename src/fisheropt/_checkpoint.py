@@ -14,7 +14,7 @@ from fisheropt._options import check_options
 from fisheropt._state import Options, Rule, Slot
 from fisheropt._storage import converted, scale_of, storage_of
 
-__all__ = ["Loaded", "checked_state_dict"]
+__all__ = ["Loaded", "checked_state_dict", "ordered_by_name"]
 
 _CODES = (torch.int8, torch.uint8)
 
@@ -102,3 +102,23 @@ def _alike(saved: Mapping[str, Tensor], fresh: Mapping[str, Tensor], slot: Slot)
     if saved.keys() != fresh.keys():
         return False
     return len(saved) == 1 or same_layout(local(saved[slot.name]), local(fresh[slot.name]))
+
+
+def ordered_by_name(saved: dict[str, Any], groups: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
+    """``saved`` with the parameters of each group in our order, where it has their names."""
+    if len(saved["param_groups"]) != len(groups):
+        return saved  # refused later
+    ordered = []
+    for i, (theirs, ours) in enumerate(zip(saved["param_groups"], groups, strict=True)):
+        if "param_names" in theirs:
+            if len(theirs["params"]) != len(theirs["param_names"]):
+                names, params = len(theirs["param_names"]), len(theirs["params"])
+                raise ValueError(f"group {i} of state_dict has {names} names for {params} parameters")
+            keys = dict(zip(theirs["param_names"], theirs["params"], strict=True))
+            if set(keys) != set(ours["param_names"]):
+                odd = min(set(ours["param_names"]) ^ set(keys))
+                raise ValueError(f"group {i} of state_dict and of {optimizer} differ: only one of them has {odd!r}")
+            names = ours["param_names"]
+            theirs = {**theirs, "params": [keys[name] for name in names], "param_names": list(names)}
+        ordered.append(theirs)
+    return {**saved, "param_groups": ordered}

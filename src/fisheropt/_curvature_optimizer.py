@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.parallel import DistributedDataParallel
 
+from fisheropt._checkpoint import ordered_by_name
 from fisheropt._dtensor import is_dtensor
 from fisheropt._optimizer import ParamsT, RuleOptimizer, Work
 from fisheropt._state import Options, working_dtype
+from fisheropt._watchable import unwrapped
 from fisheropt.fisher.curvature import Curvature, CurvatureSummary
 
 __all__ = ["CurvatureOptimizer"]
@@ -52,10 +54,10 @@ class CurvatureOptimizer(RuleOptimizer):
         self._curvature = self._watched()  # last: nothing is left on the model if an argument was refused
 
     def _names_now(self) -> dict[Tensor, str]:
-        return {p: name for name, p in _unwrapped(self.model, type(self).__name__)[0].named_parameters()}
+        return {p: name for name, p in unwrapped(self.model, type(self).__name__)[0].named_parameters()}
 
     def _watched(self) -> Curvature:
-        return Curvature(*_unwrapped(self.model, type(self).__name__))
+        return Curvature(*unwrapped(self.model, type(self).__name__))
 
     def _watch_anew(self) -> None:
         """Watch the layers that the model has today, and go on from what is known."""
@@ -281,7 +283,7 @@ class CurvatureOptimizer(RuleOptimizer):
         self._curvature.close()
 
     def _checked(self, saved: dict[str, Any]) -> dict[str, Any]:
-        saved = _ordered_by_name(saved, self.param_groups, type(self).__name__)
+        saved = ordered_by_name(saved, self.param_groups, type(self).__name__)
         record = saved["state"].get("fisher")
         copy = None
         if record is not None:
@@ -311,50 +313,3 @@ class CurvatureOptimizer(RuleOptimizer):
         record = self.state.get("fisher")  # type: ignore[call-overload]
         self._curvature.adopt({} if record is None else record["factors"])
         self._watch()
-
-
-def _unwrapped(model: nn.Module, optimizer: str) -> tuple[nn.Module, Any]:
-    """The model inside DistributedDataParallel, and its process group; the model itself and None without.
-
-    Raises:
-        TypeError: it is no module, or wrapped in something that cannot be watched.
-        ValueError: it is compiled already.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"{optimizer} takes the model, not its parameters, got {type(model).__name__}; "
-            "parameter groups go to params="
-        )
-    inner, group = (model.module, model.process_group) if isinstance(model, DistributedDataParallel) else (model, None)
-    for module in inner.modules():
-        kind = type(module).__name__
-        if isinstance(module, nn.DataParallel):
-            raise TypeError(f"{optimizer} cannot watch the replicas of DataParallel; use DistributedDataParallel")
-        if isinstance(module, DistributedDataParallel) or kind == "FullyShardedDataParallel":
-            raise TypeError(f"{optimizer} does not take a model with {kind} inside it; wrap the whole model in DDP")
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                f"the model is compiled, and what is compiled does not look for new hooks: build {optimizer} with the "
-                "plain model first, then compile it"
-            )
-    return inner, group
-
-
-def _ordered_by_name(saved: dict[str, Any], groups: list[dict[str, Any]], optimizer: str) -> dict[str, Any]:
-    """``saved`` with the parameters of each group in our order, where it has their names."""
-    if len(saved["param_groups"]) != len(groups):
-        return saved  # refused later
-    ordered = []
-    for i, (theirs, ours) in enumerate(zip(saved["param_groups"], groups, strict=True)):
-        if "param_names" in theirs:
-            if len(theirs["params"]) != len(theirs["param_names"]):
-                names, params = len(theirs["param_names"]), len(theirs["params"])
-                raise ValueError(f"group {i} of state_dict has {names} names for {params} parameters")
-            keys = dict(zip(theirs["param_names"], theirs["params"], strict=True))
-            if set(keys) != set(ours["param_names"]):
-                odd = min(set(ours["param_names"]) ^ set(keys))
-                raise ValueError(f"group {i} of state_dict and of {optimizer} differ: only one of them has {odd!r}")
-            names = ours["param_names"]
-            theirs = {**theirs, "params": [keys[name] for name in names], "param_names": list(names)}
-        ordered.append(theirs)
-    return {**saved, "param_groups": ordered}

@@ -171,9 +171,10 @@ class AdaFisher(_AdaFisher):
         normalize: ``"after"`` takes minmax of the moving averages, as the paper; ``"before"`` takes moving averages of
             minmaxes, as the authors' script, which is this with ``gammas=(0.08, 0.992)`` and ``update_every=100``. The
             averages of one mean nothing to the other: not to be changed during training.
-        params: parameters of the model to train, or groups of them. None: all.
+        params: parameters of the model to train, or groups of them. None: all. What the model is given later can be
+            added with ``add_param_group``.
         maximize: ascend instead of descend.
-        backend: ``"auto"``, ``"eager"`` or ``"compile"``.
+        backend: ``"auto"``, ``"eager"``, ``"compile"`` or ``"numba"`` (CPU).
         state_dtype: how the momentum is kept; as in `FAdam`.
         stochastic_rounding: round bfloat16 parameters stochastically; as in `FAdam`.
         seed: of the stochastic rounding, in [0, 2^32). The same on every rank.

@@ -101,5 +101,5 @@ DIGITS = TaskKind(
     options=frozenset({"batch_size"}),
     setup=_setup,
     metrics=(Metric("accuracy", "%", 100.0, 2),),
-    lrs={"adafisher": 5e-3, "adafisherw": 5e-3, "sgd": 0.125, "adamw": 1.6e-2, "fadam": 1.6e-2},
+    lrs={"adafisher": 2.5e-3, "adafisherw": 2.5e-3, "sgd": 0.125, "adamw": 1.6e-2, "fadam": 8e-3},
 )
