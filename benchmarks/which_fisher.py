@@ -38,8 +38,8 @@ from fisheropt_lab.tasks.protocol import Asked
 
 Squares = Callable[[nn.Module, tuple[Tensor, ...], int], dict[str, Tensor]]
 BETAS, SEEDS, WARMUP = (0.9, 0.999), (0, 1, 2), 0.1
-GRIDS = {"digits": (0.004, 0.008, 0.016, 0.032, 0.064), "text": (0.004, 0.008, 0.016, 0.032)}
-STEPS = {"digits": 300, "text": 200}
+GRIDS = {"digits": (0.004, 0.008, 0.016, 0.032, 0.064), "text": (0.008, 0.016, 0.032)}
+STEPS = {"digits": 300, "text": 120}
 ASKED = {"digits": Asked(), "text": Asked(seq_len=64)}
 
 
@@ -127,8 +127,10 @@ def main() -> None:
         )
         grid = " ".join(f"{lr:g}:{loss:.4f}" for lr, loss in search.items())
         print(f"{contender:10} lr {best:g}: {shown}   [{grid}]  {results[contender]['cpu_seconds']:.0f} s", flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"task": name, "steps": STEPS[name], "results": results}, indent=1) + "\n")
+        if arguments.json:
+            arguments.json.write_text(
+                json.dumps({"task": name, "steps": STEPS[name], "results": results}, indent=1) + "\n"
+            )
 
 
 if __name__ == "__main__":

@@ -5,20 +5,26 @@ its parameters. `fisheropt.baselines` has what FAdam is compared with, `fisherop
 """
 
 from fisheropt.adafisher import AdaFisher, AdaFisherW
+from fisheropt.diagnosis import Diagnosis, diagnose
 from fisheropt.fadafactor import FAdafactor
 from fisheropt.fadam import FAdam
 from fisheropt.from_adamw import from_adamw
 from fisheropt.in_backward import StepInBackward, step_in_backward
 from fisheropt.monitor import Monitor
+from fisheropt.staleness import Staleness, staleness
 
 __all__ = [
     "AdaFisher",
     "AdaFisherW",
+    "Diagnosis",
     "FAdafactor",
     "FAdam",
     "Monitor",
+    "Staleness",
     "StepInBackward",
+    "diagnose",
     "from_adamw",
+    "staleness",
     "step_in_backward",
 ]
 __version__ = "0.1.0"
