@@ -42,7 +42,7 @@ def fisheropt(monkeypatch, capsys, tmp_path):
         ("compare digits --size small", "--size does not apply to digits"),
         ("compare digits --batch-size 0", "--batch-size must be at least 1, not 0"),
         ("compare digits --optimizers sgd,sgd-control", "sgd-control is a control: it needs adafisher or adafisherw "),
-        ("compare digits --backend numba", "adafisher: backend='numba' has no kernel for adafisher; "),
+        ("compare digits --optimizers naturaladam --backend numba", "naturaladam: backend='numba' has no kernel for "),
         ("compare text --optimizers adamw,fadm", "unknown optimizer 'fadm'; did you mean 'fadam'?"),
         ("compare text --optimizers adamw,lion", "unknown optimizer 'lion'; known are adamw, fadam, "),
         ("compare text --optimizers adamw,adamw", "--optimizers names 'adamw' twice"),
