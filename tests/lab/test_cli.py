@@ -120,7 +120,7 @@ def test_info_names_a_backend_for_every_optimizer(fisheropt):
     assert f"torch {torch.__version__.partition('+')[0]}" in out
     rows = dict(re.findall(r"│ ([\w-]+) +│ ([\w ]+?) +│", out))
     assert set(rows) == set(CONTENDERS)
-    assert rows["adafisher"] == "eager"
+    assert rows["naturaladam"] == "eager"
     assert rows["adamw"] == "torch fused"
     assert rows["fadam"] in ("eager", "numba")
 
