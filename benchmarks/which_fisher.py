@@ -8,10 +8,12 @@ of learning rates of equal size, chosen by validation loss on the first seed. In
     empirical    mean over the batch of the squared gradients of its examples, over B
     mc           the same with labels drawn from the model: unbiased for the Fisher information, over B
     exact        labels summed under the model: the Fisher information of the batch's inputs, over B (digits only)
-    flat         g^2 averaged over each tensor: a control that knows nothing of single entries
+    shape        the best of these, scaled tensor by tensor to the sum of g^2: other entries, the same scale
+    flat         g^2 averaged over each tensor: a control that knows nothing of single entries, the same scale
 
-Division by B, the number of labels in a batch, gives all of them the scale of g^2 where gradients are mostly noise, so
-that epsilon, clip and learning rate mean the same.
+Division by B, the number of labels in a batch, gives all of them the scale of g^2 where gradients are mostly noise.
+Where they are not, g^2 is larger, and its steps are shorter: what is due to this and what to single entries, ``shape``
+and ``flat`` tell.
 
     python benchmarks/which_fisher.py digits    # some three minutes of one core
     python benchmarks/which_fisher.py text      # some ten
@@ -38,8 +40,8 @@ from fisheropt_lab.tasks.protocol import Asked
 
 Squares = Callable[[nn.Module, tuple[Tensor, ...], int], dict[str, Tensor]]
 BETAS, SEEDS, WARMUP = (0.9, 0.999), (0, 1, 2), 0.1
-GRIDS = {"digits": (0.004, 0.008, 0.016, 0.032, 0.064), "text": (0.008, 0.016, 0.032)}
-STEPS = {"digits": 300, "text": 120}
+GRIDS = {"digits": (0.004, 0.008, 0.016, 0.032, 0.064), "text": (0.002, 0.004, 0.008, 0.016)}
+STEPS = {"digits": 300, "text": 100}
 ASKED = {"digits": Asked(), "text": Asked(seq_len=64)}
 
 
@@ -63,15 +65,26 @@ def estimated(estimator: str) -> Squares:
     return squares
 
 
+def shaped(squares: Squares) -> Squares:
+    """Other entries, with the sum of g^2 in each tensor."""
+
+    def scaled(model: nn.Module, batch: tuple[Tensor, ...], seed: int) -> dict[str, Tensor]:
+        sums = {name: square.sum() for name, square in batched(model, batch, seed).items()}
+        return {name: x * (sums[name] / x.sum().clamp(min=1e-30)) for name, x in squares(model, batch, seed).items()}
+
+    return scaled
+
+
 CONTENDERS: dict[str, dict[str, Squares]] = {
     "digits": {
         "batched": batched,
         "empirical": estimated("empirical"),
         "mc": estimated("mc"),
         "exact": estimated("exact"),
+        "shape": shaped(estimated("exact")),
         "flat": flat,
     },
-    "text": {"batched": batched, "empirical": estimated("empirical"), "mc": estimated("mc"), "flat": flat},
+    "text": {"batched": batched, "mc": estimated("mc"), "shape": shaped(estimated("mc")), "flat": flat},
 }
 
 

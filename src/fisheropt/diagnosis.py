@@ -72,7 +72,7 @@ class Diagnosis:
         return (
             (
                 "Is the loss one the theory covers?",
-                f"{str(self.likelihood).partition(chr(10))[0]}; {'; '.join(self.likelihood.consequences)}",
+                f"{self.likelihood.consequences[0].partition(':')[0]}: {str(self.likelihood).partition(chr(10))[0]}",
             ),
             ("How far is f from the Fisher information?", _agrees(self.held_and_fisher.total)),
             ("And from the empirical one?", _agrees(self.held_and_empirical.total)),

@@ -8,6 +8,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from fisheropt_lab.commands.compare import COMPARE_EXAMPLES, INTERRUPTED, compare
+from fisheropt_lab.commands.diagnose import diagnose
 from fisheropt_lab.commands.info import info
 from fisheropt_lab.commands.report import report
 from fisheropt_lab.errors import LabError
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(epilog=COMPARE_EXAMPLES)(compare)
+app.command()(diagnose)
 app.command()(report)
 app.command()(info)
 
