@@ -11,12 +11,13 @@ from fisheropt_lab.commands.compare import COMPARE_EXAMPLES, INTERRUPTED, compar
 from fisheropt_lab.commands.diagnose import diagnose
 from fisheropt_lab.commands.info import info
 from fisheropt_lab.commands.report import report
+from fisheropt_lab.commands.train import TRAIN_EXAMPLES, train
 from fisheropt_lab.errors import LabError
 
 BAD_INPUT = 2  # exit code
 
 app = typer.Typer(
-    help="Compare optimizers built on Fisher information with the ones you use today.",
+    help="Train with optimizers built on Fisher information, and compare them with the ones you use today.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command(epilog=COMPARE_EXAMPLES)(compare)
 app.command()(diagnose)
+app.command(epilog=TRAIN_EXAMPLES)(train)
 app.command()(report)
 app.command()(info)
 

@@ -52,3 +52,17 @@ def make_writable_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise LabError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
+
+
+def default_folder(name: str, resume: bool) -> Path:
+    """runs/NAME, runs/NAME-2, ...: the latest that exists to resume, else the first that does not."""
+    runs = Path("runs")
+    number, folder = 1, runs / name
+    while folder.exists():
+        latest, number = folder, number + 1
+        folder = runs / f"{name}-{number}"
+    if not resume:
+        return folder
+    if number == 1:
+        raise LabError(f"nothing to resume: {folder} does not exist")
+    return latest

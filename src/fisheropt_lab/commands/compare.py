@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fisheropt_lab import machine
 from fisheropt_lab.comparison import run_comparison, timestamp
-from fisheropt_lab.errors import LabError
+from fisheropt_lab.files import default_folder
 from fisheropt_lab.optimizers import CONTENDERS
 from fisheropt_lab.outcome import Outcome
 from fisheropt_lab.progress import progress_on
@@ -90,7 +90,7 @@ def compare(
     request = Request(
         task, quick, optimizers, size, steps, batch_size, seq_len, lrs, seeds, data, device, threads, backend
     )
-    root = out or _default_folder(f"{task}-{request.preset}", resume)
+    root = out or default_folder(f"{task}-{request.preset}", resume)
     prepared, spec = prepare(request)
     torch.set_num_threads(spec.threads)
     folder = RunFolder(root)
@@ -104,20 +104,6 @@ def compare(
         Console(stderr=True).print(f"\nstopped; go on with:  {_resume_command(root)}", soft_wrap=True, highlight=False)
         raise typer.Exit(INTERRUPTED) from None
     show(outcome, folder, console)
-
-
-def _default_folder(name: str, resume: bool) -> Path:
-    """runs/NAME, runs/NAME-2, ...: the latest that exists to resume, else the first that does not."""
-    runs = Path("runs")
-    number, folder = 1, runs / name
-    while folder.exists():
-        latest, number = folder, number + 1
-        folder = runs / f"{name}-{number}"
-    if not resume:
-        return folder
-    if number == 1:
-        raise LabError(f"nothing to resume: {folder} does not exist")
-    return latest
 
 
 def _manifest(task: Task, spec: Spec) -> dict[str, Any]:

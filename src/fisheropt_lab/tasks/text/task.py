@@ -122,6 +122,10 @@ class TextTask:
     def metrics(self, model: nn.Module, split: Split, device: torch.device) -> dict[str, float]:
         return {}  # the loss says it all
 
+    def windows(self, split: Split) -> Batch:
+        """Everything `evaluate` looks at: inputs and targets, each (windows, seq_len) int64."""
+        return _stack(self._text(split), self._window_starts(split), self.settings.seq_len + 1)
+
     def _evaluation_batches(self, split: Split) -> Iterator[Batch]:
         text, starts = self._text(split), self._window_starts(split)
         for first in range(0, len(starts), self.settings.batch_size):
