@@ -159,7 +159,7 @@ def _conclude(training: Training, end: End, folder: TrainFolder) -> None:
     """result.json and curves.png of the run so far."""
     lines = folder.lines()
     evaluated = [line for line in lines if "validation" in line]
-    parameters = sum(p.numel() for p in training.model.parameters())  # numel of a sharded one is that of the whole
+    parameters = sum(p.numel() for p in training.model.parameters())  # that of a sharded one is the whole tensor's
     write_json(
         folder.result,
         {
@@ -171,7 +171,7 @@ def _conclude(training: Training, end: End, folder: TrainFolder) -> None:
             "validation_step": evaluated[-1]["step"] if evaluated else None,
             "seconds": end.seconds,
             "parameters": parameters,
-            "state_bytes_on_first_process": state_bytes(training.optimizer),
+            "state_bytes": state_bytes(training.optimizer),
             "backends": backends_of(training.optimizer),
             "processes": training.world.size,
             "parallel": training.execution.parallel,

@@ -57,8 +57,9 @@ def read_state(folder: Path, model: nn.Module, optimizer: Optimizer, watches: bo
         else:
             set_optimizer_state_dict(model, optimizer, state["optimizer"])
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise LabError(
-            f"{folder} is whole, but what is in it does not fit this {type(optimizer).__name__}: {error}; "
+            f"{folder} is whole, but what is in it does not fit this {type(optimizer).__name__}: {reason}; "
             "go on with the version of fisheropt and torch that its checkpoint.json names, or start a new run"
         ) from error
 

@@ -59,7 +59,7 @@ class World:
 def joined_world(device: torch.device) -> Iterator[World]:
     """The world torchrun describes in the environment, or a process alone: gloo on CPU, NCCL on CUDA.
 
-    On CUDA each process takes the device of its local rank.
+    On CUDA each process takes the device of its local rank. A program that has joined its processes already stays so.
     """
     if "RANK" not in os.environ:
         yield World(0, 1, device)
@@ -67,6 +67,9 @@ def joined_world(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    if dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+        return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
