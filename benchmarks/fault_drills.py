@@ -195,8 +195,8 @@ def main() -> int:
         "",
         f"`python benchmarks/fault_drills.py`, torch {torch.__version__}, gloo. FAdam, the tiny text model, {STEPS} "
         f"steps of 4 sequences, a checkpoint every {EVERY} steps. A killed process gets SIGKILL, once. Losses are "
-        f"compared step by step with those of a run on one process that was left alone; {TOLERANCE:g} (relative) is what "
-        "the order of float32 sums may do.",
+        f"compared step by step with those of a run on one process that was left alone; {TOLERANCE:g} (relative) "
+        "is what the order of float32 sums may do.",
         "",
         "| what happened | checkpoints found | what the resumed run did | as it should be |",
         "|---|---|---|---|",
