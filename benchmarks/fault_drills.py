@@ -45,15 +45,15 @@ def worker(fault: str, arguments: list[str]) -> None:
 
 
 def plant(point: str) -> None:
-    """Replace a function by one that kills the process: in the eighth step, or in the second checkpoint."""
+    """Replace a function by one that kills the process: in a step between checkpoints, or in the second checkpoint."""
     import torch
     from torch.distributed.checkpoint import filesystem
 
     from fisheropt_lab.train import checkpoints, manifest
 
     places = {
-        "forward": (torch.nn.Embedding, "forward", 10),  # seven steps, two shares of an evaluation, the eighth
-        "optimizer": (torch.nn.utils, "clip_grad_norm_", 8),
+        "forward": (torch.nn.Embedding, "forward", 5),  # in the fifth step
+        "optimizer": (torch.nn.utils, "clip_grad_norm_", 8),  # in the eighth
         "shards": (filesystem, "_write_item", 40),
         "digests": (checkpoints, "digest_of", 4),
         "manifest": (manifest.Manifest, "to_text", 2),
@@ -129,7 +129,7 @@ def drills(d: Drills) -> None:
     two = [*TORCHRUN, __file__]
     code, said = d.run(ALONE, "reference")
     assert code == 0, said
-    d.killed("DDP, process 1 killed in its forward pass; resumed on two", "forward@1", "ddp", 6, two)
+    d.killed("DDP, process 1 killed in its forward pass; resumed on two", "forward@1", "ddp", 3, two)
     d.killed("DDP, process 0 killed before the update; resumed on one", "optimizer@0", "ddp", 6, ALONE)
     fsdp2 = ("--parallel", "fsdp2")
     d.killed("FSDP2, process 1 killed while it writes shards; resumed on one", "shards@1", "fsdp2", 3, ALONE)
