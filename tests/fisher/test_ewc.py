@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisheropt import FAdam
+from fisheropt import FAdafactor, FAdam
 from fisheropt.baselines import NaturalAdam
 from fisheropt.fisher import EWC, FisherDiagonal
 
@@ -104,7 +104,9 @@ def test_a_fisher_diagonal_is_a_mapping_like_any_other():
 def metric_of(optimizer, p):
     """What each optimizer divides by, from its state, as printed."""
     state, group = optimizer.state[p], optimizer.param_groups[0]
-    if isinstance(optimizer, FAdam):
+    if isinstance(optimizer, FAdafactor) and p.dim() == 2:
+        return (torch.outer(state["R"], state["C"]) / state["R"].sum()) ** group["rho"] + group["eps"]
+    if isinstance(optimizer, FAdam | FAdafactor):
         return state["f"] ** group["rho"] + group["eps"] ** (2 * group["rho"])
     if isinstance(optimizer, torch.optim.AdamW):
         return (state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"].item())).sqrt() + group["eps"]
@@ -114,6 +116,7 @@ def metric_of(optimizer, p):
 OPTIMIZERS = {
     "FAdam": lambda params: FAdam(params, lr=0.05, backend="eager"),
     "FAdam, rho=1": lambda params: FAdam(params, lr=0.05, rho=1.0, backend="eager"),
+    "FAdafactor": lambda params: FAdafactor(params, lr=0.05, min_dim_size_to_factor=2, backend="eager"),
     "AdamW": lambda params: torch.optim.AdamW(params, lr=0.05),
     "SGD": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
 }

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fisheropt._state import Slot
+from fisheropt._math import outer_fisher
+from fisheropt._state import Slot, factored_dims
 from fisheropt._storage import storage_of
 
 __all__ = ["EWC"]
@@ -136,8 +137,8 @@ class EWC:
     def apply_grads_(self, optimizer: Optimizer) -> None:
         """Move the parameters by the penalty alone, after ``optimizer.step()``: see the module's docstring.
 
-        The metric d is that of the optimizer's own step: f^rho + eps^(2 rho) of FAdam, sqrt of the corrected second
-        moment plus eps of Adam and AdamW, 1 where the optimizer keeps no squares. Parameters that the optimizer has
+        The metric d is that of the optimizer's own step: f^rho + eps^(2 rho) of FAdam and FAdafactor, sqrt of the
+        corrected second moment plus eps of Adam and AdamW, 1 of SGD. Parameters that the optimizer has
         not stepped yet stay.
 
         Raises:
@@ -206,11 +207,10 @@ def _checked(name: str, F: Tensor, params: Mapping[str, Tensor]) -> Tensor:
 def _metric(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any]) -> Tensor | float | None:
     """What the optimizer's step divides the gradient of ``p`` by; None if it has not stepped ``p`` yet."""
     state = optimizer.state.get(p, {})
-    if "rho" in group and not state:
-        return None
-    if "rho" in group and "f" in state:
-        slot = Slot("f", "", init=1.0)
-        f = storage_of(slot, p, group).read(slot, state)
+    if "rho" in group:  # FAdam and FAdafactor
+        if not state:
+            return None
+        f = _f(state, p, group)
         return f.pow(group["rho"]).add_(group["eps"] ** (2 * group["rho"]))
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         if not state:
@@ -223,5 +223,18 @@ def _metric(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any]) -> Tensor
         return 1.0
     raise TypeError(
         f"apply_grads_ does not know how {type(optimizer).__name__} divides the gradient of a parameter of shape "
-        f"{tuple(p.shape)}; use FAdam, Adam, AdamW or SGD, or add penalty() to the loss"
+        f"{tuple(p.shape)}; use FAdam, FAdafactor, Adam, AdamW or SGD, or add penalty() to the loss"
     )
+
+
+def _f(state: dict[str, Any], p: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """FAdam's f, or line 9 of FAdafactor, in working precision and in the shape of ``p``."""
+    if "f" in state:
+        slot = Slot("f", "", init=1.0)
+        return storage_of(slot, p, group).read(slot, state)
+    dims = factored_dims(p.shape, group["min_dim_size_to_factor"])
+    assert dims is not None, "row and column sums are kept of matrices only"
+    R, C = (
+        Slot(name, "", summed_over=over).view(state[name], dims) for name, over in (("R", "columns"), ("C", "rows"))
+    )
+    return outer_fisher(R, C).movedim((-2, -1), dims)
