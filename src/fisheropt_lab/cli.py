@@ -11,6 +11,7 @@ from fisheropt_lab.commands.compare import COMPARE_EXAMPLES, INTERRUPTED, compar
 from fisheropt_lab.commands.diagnose import diagnose
 from fisheropt_lab.commands.info import info
 from fisheropt_lab.commands.report import report
+from fisheropt_lab.commands.show import SHOW_EXAMPLES, show
 from fisheropt_lab.commands.train import TRAIN_EXAMPLES, train
 from fisheropt_lab.errors import LabError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command(epilog=COMPARE_EXAMPLES)(compare)
 app.command()(diagnose)
 app.command(epilog=TRAIN_EXAMPLES)(train)
+app.command(epilog=SHOW_EXAMPLES)(show)
 app.command()(report)
 app.command()(info)
 

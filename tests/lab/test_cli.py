@@ -66,6 +66,8 @@ def fisheropt(monkeypatch, capsys, tmp_path):
         ("compare", "Missing argument 'task'."),
         ("compete", "No such command 'compete'."),
         ("report .", ". holds no finished run"),
+        ("show ewk", "unknown demonstration 'ewk'; did you mean 'ewc'?"),
+        ("show merge --seeds 0", "--seeds must be at least 1, not 0"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(fisheropt, tmp_path, arguments, line):
