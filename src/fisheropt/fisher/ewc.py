@@ -234,7 +234,6 @@ def _f(state: dict[str, Any], p: Tensor, group: Mapping[str, Any]) -> Tensor:
         return storage_of(slot, p, group).read(slot, state)
     dims = factored_dims(p.shape, group["min_dim_size_to_factor"])
     assert dims is not None, "row and column sums are kept of matrices only"
-    R, C = (
-        Slot(name, "", summed_over=over).view(state[name], dims) for name, over in (("R", "columns"), ("C", "rows"))
-    )
+    R = Slot("R", "", summed_over="columns").view(state["R"], dims)
+    C = Slot("C", "", summed_over="rows").view(state["C"], dims)
     return outer_fisher(R, C).movedim((-2, -1), dims)
