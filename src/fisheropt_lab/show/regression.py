@@ -115,7 +115,8 @@ def _train(
             with torch.no_grad():
                 for part, values in errors.items():
                     inputs, targets = data[part]
-                    values.append(unit * (loss.decode(model(inputs)) - targets).square().mean().sqrt().item())
+                    error = unit * (loss.decode(model(inputs)) - targets).square().mean().sqrt().item()
+                    values.append(round(error, 4))  # a run folder of a size to be looked at
     return errors
 
 
