@@ -8,6 +8,7 @@ from fisheropt.adafisher import AdaFisher, AdaFisherW
 from fisheropt.diagnosis import Diagnosis, diagnose
 from fisheropt.fadafactor import FAdafactor
 from fisheropt.fadam import FAdam
+from fisheropt.fisher_from_optimizer import fisher_from_optimizer
 from fisheropt.from_adamw import from_adamw
 from fisheropt.in_backward import StepInBackward, step_in_backward
 from fisheropt.monitor import Monitor
@@ -23,6 +24,7 @@ __all__ = [
     "Staleness",
     "StepInBackward",
     "diagnose",
+    "fisher_from_optimizer",
     "from_adamw",
     "staleness",
     "step_in_backward",

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fisheropt._checkpoint import ordered_by_name
 from fisheropt._dtensor import is_dtensor
+from fisheropt._loss_scale import overflowed, unscale
 from fisheropt._optimizer import ParamsT, RuleOptimizer, Work
 from fisheropt._state import Options, working_dtype
 from fisheropt._watchable import unwrapped
@@ -158,8 +159,7 @@ class CurvatureOptimizer(RuleOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and bool(found_inf):  # what GradScaler asks of an optimizer that supports it
+        if overflowed(self):  # what GradScaler asks of an optimizer that supports it
             self._curvature.forget()
             return loss
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -177,19 +177,7 @@ class CurvatureOptimizer(RuleOptimizer):
         Returns:
             What the loss was multiplied by before ``backward``, and the captured gradients with it.
         """
-        scale = getattr(self, "grad_scale", None)
-        if self.loss_scale is None and scale is None and hasattr(self, "found_inf"):
-            raise RuntimeError(
-                "the gradients were unscaled before GradScaler.step, which then does not say its scale, and the "
-                "factors need it; say it once, after building both: optimizer.loss_scale = scaler.get_scale"
-            )
-        if scale is not None:
-            torch._foreach_mul_([p.grad for p in params if p.grad is not None], scale.double().reciprocal().float())
-        if not self._is_due():
-            return 1.0  # nothing was captured, and to ask for the scale would make a device wait
-        if self.loss_scale is not None:
-            return self.loss_scale() if callable(self.loss_scale) else self.loss_scale
-        return 1.0 if scale is None else scale.double()
+        return unscale(self, params, self.loss_scale, needed=self._is_due())
 
     def _update_curvature(self, loss_scale: float | Tensor) -> None:
         """Take in what was seen since the last step, if that is due."""

@@ -118,6 +118,11 @@ def _normalize(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be 'after' or 'before' (the moving average), got {value!r}")
 
 
+def _fisher(name: str, value: Any) -> None:
+    if value not in ("batch", "microbatch"):
+        raise ValueError(f"{name} must be 'batch' or 'microbatch', got {value!r}")
+
+
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "lr": _lr,
     "beta": _beta,
@@ -132,6 +137,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "clip": _or_none(_positive, "switches clipping off"),
     "max_norm": _or_none(_positive, "switches clipping off"),
     "rho": _positive,
+    "fisher": _fisher,
     "weight_decay": _not_negative,
     "momentum": _bool,
     "maximize": _bool,

@@ -29,13 +29,16 @@ per float32 parameter with momentum, close to 0 without.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from fisheropt._math import debiased, outer_fisher, row_and_column_sums, square
-from fisheropt._optimizer import ParamsT, RuleOptimizer, options_given
+from fisheropt._microbatch import MicrobatchOptimizer
+from fisheropt._optimizer import ParamsT, options_given
 from fisheropt._state import Options, Rule, Slot, StateDtype, factored_dims, needs_momentum
-from fisheropt.fadam import FADAM, natural_descent
+from fisheropt.fadam import FADAM, FADAM_MICROBATCH, natural_descent
 
 __all__ = ["FADAFACTOR", "FAdafactor", "fadafactor"]
 
@@ -66,6 +69,33 @@ def fadafactor(
     natural_descent(p, g, f, m, lr=lr, beta1=beta1, eps=eps, eps2=eps2, clip=clip, rho=rho, weight_decay=weight_decay)
 
 
+def fadafactor_microbatch(
+    p: Tensor,
+    g: Tensor,
+    step: Tensor,
+    R: Tensor,
+    C: Tensor,
+    m: Tensor | None,
+    q: Tensor,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    eps2: float | None,
+    clip: float | None,
+    rho: float,
+    weight_decay: float,
+) -> None:
+    """FAdafactor with Equation 20: lines 7 and 8 take the sums of q in place of g^2."""
+    beta1, beta2 = betas
+    b2hat, one_minus_b2hat = debiased(beta2, step)  # line 6
+    row_sums, column_sums = row_and_column_sums(q)
+    R.mul_(b2hat).add_(row_sums.mul_(one_minus_b2hat))  # line 7 with Equation 20
+    C.mul_(b2hat).add_(column_sums.mul_(one_minus_b2hat))  # line 8 with Equation 20
+    f = outer_fisher(R, C)  # line 9
+    natural_descent(p, g, f, m, lr=lr, beta1=beta1, eps=eps, eps2=eps2, clip=clip, rho=rho, weight_decay=weight_decay)
+
+
 FADAFACTOR = Rule(
     fadafactor,
     slots=(
@@ -76,8 +106,10 @@ FADAFACTOR = Rule(
     factored=True,
 )
 
+FADAFACTOR_MICROBATCH = Rule(fadafactor_microbatch, FADAFACTOR.slots, factored=True)
 
-class FAdafactor(RuleOptimizer):
+
+class FAdafactor(MicrobatchOptimizer):
     r"""Implements FAdafactor (Hwang 2024, arXiv:2405.12807, Algorithm 2): FAdam in the memory of Adafactor.
 
     A matrix of n rows and k columns keeps n + k numbers of Fisher information instead of n k; vectors, and matrices
@@ -95,6 +127,9 @@ class FAdafactor(RuleOptimizer):
         rho: exponent :math:`\rho > 0` of the metric.
         momentum: False keeps no momentum and allocates none, as does ``betas[0] = 0``.
         min_dim_size_to_factor: a tensor is factored if its second-largest dimension has at least this size, >= 1.
+        fisher: what f averages. ``"batch"``: the square of the gradient of a step, as printed. ``"microbatch"``
+            (Equation 20): the mean of the squares of the gradients that the backward passes of a step bring, over
+            data-parallel processes too; costs 4 bytes per parameter between backward and step, and runs eagerly.
         maximize: ascend instead of descend.
         backend: ``"auto"``, ``"eager"``, ``"compile"``, ``"numba"`` (CPU) or ``"triton"`` (CUDA).
         state_dtype: how state is kept. None: in float32, or float64 for float64 parameters. ``torch.bfloat16``: 2 bytes
@@ -134,6 +169,7 @@ class FAdafactor(RuleOptimizer):
         rho: float = 0.5,
         momentum: bool = True,
         min_dim_size_to_factor: int = 128,
+        fisher: Literal["batch", "microbatch"] = "batch",
         maximize: bool = False,
         backend: str = "auto",
         state_dtype: StateDtype = None,
@@ -144,4 +180,6 @@ class FAdafactor(RuleOptimizer):
 
     def rule_for(self, shape: torch.Size, options: Options) -> Rule:
         factored = factored_dims(shape, options["min_dim_size_to_factor"])
-        return FADAM if factored is None else FADAFACTOR
+        if options["fisher"] == "batch":
+            return FADAM if factored is None else FADAFACTOR
+        return FADAM_MICROBATCH if factored is None else FADAFACTOR_MICROBATCH

@@ -44,11 +44,14 @@ Cost: 8 bytes of state per float32 parameter (f and m), 4 without momentum.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from fisheropt._math import clip_by_rms_, debiased, power, quotient, rms, square
-from fisheropt._optimizer import ParamsT, RuleOptimizer, options_given
+from fisheropt._microbatch import MicrobatchOptimizer
+from fisheropt._optimizer import ParamsT, options_given
 from fisheropt._state import Options, Rule, Slot, StateDtype, needs_momentum
 
 __all__ = ["FADAM", "FAdam", "adaptive_epsilon", "fadam", "natural_descent"]
@@ -73,6 +76,29 @@ def fadam(
     beta1, beta2 = betas
     b2hat, one_minus_b2hat = debiased(beta2, step)  # line 6, deviation 2
     f.mul_(b2hat).add_(square(g).mul_(one_minus_b2hat))  # line 7, deviation 4
+    natural_descent(p, g, f, m, lr=lr, beta1=beta1, eps=eps, eps2=eps2, clip=clip, rho=rho, weight_decay=weight_decay)
+
+
+def fadam_microbatch(
+    p: Tensor,
+    g: Tensor,
+    step: Tensor,
+    f: Tensor,
+    m: Tensor | None,
+    q: Tensor,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    eps2: float | None,
+    clip: float | None,
+    rho: float,
+    weight_decay: float,
+) -> None:
+    """FAdam with Equation 20: line 7 averages q, the mean square of the gradients of micro-batches, in place of g^2."""
+    beta1, beta2 = betas
+    b2hat, one_minus_b2hat = debiased(beta2, step)  # line 6, deviation 2
+    f.mul_(b2hat).add_(q * one_minus_b2hat)  # line 7 with Equation 20
     natural_descent(p, g, f, m, lr=lr, beta1=beta1, eps=eps, eps2=eps2, clip=clip, rho=rho, weight_decay=weight_decay)
 
 
@@ -113,8 +139,10 @@ FADAM = Rule(
     ),
 )
 
+FADAM_MICROBATCH = Rule(fadam_microbatch, FADAM.slots)
 
-class FAdam(RuleOptimizer):
+
+class FAdam(MicrobatchOptimizer):
     r"""Implements FAdam (Hwang 2024, arXiv:2405.12807, Algorithm 1): a drop-in for `torch.optim.AdamW`.
 
     Adam's second moment is a diagonal empirical Fisher information matrix :math:`f`. FAdam takes it seriously:
@@ -133,6 +161,9 @@ class FAdam(RuleOptimizer):
         clip: bound :math:`c > 0` on the root mean square of a tensor's natural gradient and of its decay; None:
             no bound.
         rho: exponent :math:`\rho > 0` of the metric.
+        fisher: what f averages. ``"batch"``: the square of the gradient of a step, as printed. ``"microbatch"``
+            (Equation 20): the mean of the squares of the gradients that the backward passes of a step bring, over
+            data-parallel processes too; costs 4 bytes per parameter between backward and step, and runs eagerly.
         maximize: ascend instead of descend.
         backend: ``"auto"``, ``"eager"``, ``"compile"``, ``"numba"`` (CPU) or ``"triton"`` (CUDA).
         state_dtype: how state is kept. None: in float32, or float64 for float64 parameters. ``torch.bfloat16``: 2 bytes
@@ -167,6 +198,7 @@ class FAdam(RuleOptimizer):
         eps2: float | None = 0.01,
         clip: float | None = 1.0,
         rho: float = 0.5,
+        fisher: Literal["batch", "microbatch"] = "batch",
         maximize: bool = False,
         backend: str = "auto",
         state_dtype: StateDtype = None,
@@ -176,4 +208,4 @@ class FAdam(RuleOptimizer):
         super().__init__(params, options_given(locals()))
 
     def rule_for(self, shape: torch.Size, options: Options) -> Rule:
-        return FADAM
+        return FADAM if options["fisher"] == "batch" else FADAM_MICROBATCH

@@ -1,7 +1,7 @@
 """FAdafactor, Algorithm 2 of arXiv:2405.12807, in NumPy float64."""
 
 import numpy as np
-from tests.oracle.fadam import fadam, lines_9_to_14, new_share, quotient
+from tests.oracle.fadam import fadam, lines_9_to_14, mean_square, new_share, quotient
 
 
 def factored_dims(shape, min_dim_size_to_factor):
@@ -35,21 +35,23 @@ def fadafactor(
     clip=1.0,
     rho=0.5,
     min_dim_size_to_factor=128,
+    parts=None,
 ):
-    """One step: the new parameter and the new state. A tensor that is not factored follows FAdam."""
+    """One step: the new parameter and the new state. A tensor that is not factored follows FAdam, also with parts."""
     options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     options |= {"eps2": eps2, "clip": clip, "rho": rho}
     p, g = np.asarray(p, np.float64), np.asarray(g, np.float64)
     dims = factored_dims(p.shape, min_dim_size_to_factor)
     if dims is None:
-        return fadam(p, g, state, **options)
+        return fadam(p, g, state, parts=parts, **options)
     row, column = dims
     if state is None:
         lacking = {dim: [size for i, size in enumerate(p.shape) if i != dim] for dim in dims}
         state = {"step": 0, "R": np.ones(lacking[column]), "C": np.ones(lacking[row]), "m": np.zeros_like(p)}
     t = state["step"] + 1
     new = new_share(betas[1], t)
-    R = (1.0 - new) * state["R"] + new * np.sum(g**2, axis=column)
-    C = (1.0 - new) * state["C"] + new * np.sum(g**2, axis=row)
+    g2 = mean_square(g, parts)
+    R = (1.0 - new) * state["R"] + new * np.sum(g2, axis=column)
+    C = (1.0 - new) * state["C"] + new * np.sum(g2, axis=row)
     p, m = lines_9_to_14(p, g, outer_over_sum(R, C, row, column), state["m"], **options)
     return p, {"step": t, "R": R, "C": C, "m": m}

@@ -27,6 +27,11 @@ def new_share(beta2, t):
     return (1.0 - beta2) / (1.0 - beta2**t)
 
 
+def mean_square(g, parts):
+    """g^2, or the mean of the squares of its parts."""
+    return g**2 if parts is None else np.mean(np.asarray(parts, np.float64) ** 2, axis=0)
+
+
 def metric(f, g, *, eps, eps2, rho):
     """f^rho + ehat^(2 rho), the denominator that lines 9 and 12 share (D8)."""
     ehat = eps if eps2 is None else min(eps, eps2 * rms(g))
@@ -54,14 +59,18 @@ def fadam(
     eps2=0.01,
     clip=1.0,
     rho=0.5,
+    parts=None,
 ):
-    """One step: the new parameter and the new state, from arrays that are left as they were."""
+    """One step: the new parameter and the new state, from arrays that are left as they were.
+
+    parts: the gradients of micro-batches, whose mean is g: line 7 then takes the mean of their squares (Equation 20).
+    """
     p, g = np.asarray(p, np.float64), np.asarray(g, np.float64)
     if state is None:
         state = {"step": 0, "f": np.ones_like(p), "m": np.zeros_like(p)}
     t = state["step"] + 1
     new = new_share(betas[1], t)
-    f = (1.0 - new) * state["f"] + new * g**2
+    f = (1.0 - new) * state["f"] + new * mean_square(g, parts)
     options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     p, m = lines_9_to_14(p, g, f, state["m"], eps2=eps2, clip=clip, rho=rho, **options)
     return p, {"step": t, "f": f, "m": m}
