@@ -1,6 +1,9 @@
 """Fisher information of a model: estimates of its diagonal on data, and the factors that AdaFisher averages.
 
-    estimate.py     fisher_diag, with distributions.py, pulls.py, unit_squares.py, per_unit.py, recording.py, batches.py
+    estimate.py     fisher_diag, with questions.py, distributions.py, pulls.py, unit_squares.py, per_unit.py,
+                    recording.py, batch_square.py, batches.py, models.py
+    matrix.py       fisher_matrix: all of it, for small models; product.py: products with it, for any
+    natural.py      natural_gradient ; kl.py: kl_check
 
     factors.py      what one call of a layer says about its Fisher information: pure functions of its input and gradient
     capture.py      hooks that show inputs and output gradients to a receiver, and the owner who removes them
@@ -28,22 +31,28 @@ from fisheropt.fisher.diagonal import FisherDiagonal
 from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.ewc import EWC
 from fisheropt.fisher.factors import Layer, layer_of, minmax
+from fisheropt.fisher.kl import KLCheck, kl_check
 from fisheropt.fisher.kron_gap import KroneckerGap, KroneckerLayer, kron_diag_gap
 from fisheropt.fisher.likelihood import LikelihoodCheck, check_likelihood
+from fisheropt.fisher.matrix import fisher_matrix
 from fisheropt.fisher.merge import fisher_merge
+from fisheropt.fisher.natural import natural_gradient
 from fisheropt.fisher.noise import Noise, NoiseSplit, noise_split
 from fisheropt.fisher.offdiagonal import OffDiagonal, offdiagonal_mass
+from fisheropt.fisher.product import FisherProduct
 from fisheropt.fisher.saliency import fisher_saliency, prune_by_saliency
 
 __all__ = [
-    "EWC",
     "Agreement",
     "Capture",
     "Curvature",
     "CurvatureSummary",
+    "EWC",
     "FactorSums",
     "FisherComparison",
     "FisherDiagonal",
+    "FisherProduct",
+    "KLCheck",
     "KroneckerGap",
     "KroneckerLayer",
     "Layer",
@@ -55,11 +64,14 @@ __all__ = [
     "check_likelihood",
     "compare_fisher",
     "fisher_diag",
+    "fisher_matrix",
     "fisher_merge",
     "fisher_saliency",
+    "kl_check",
     "kron_diag_gap",
     "layer_of",
     "minmax",
+    "natural_gradient",
     "noise_split",
     "offdiagonal_mass",
     "prune_by_saliency",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisheropt.fisher.batches import call, check_outputs, trainable
+from fisheropt.fisher.models import check_outputs, outputs_with, stand_ins, trainable
 
 __all__ = ["BatchSquare"]
 
@@ -25,12 +25,8 @@ class BatchSquare:
 
     def forward(self, inputs: Any, size: int) -> Tensor:
         """The outputs for a batch of ``size`` units, (size, ...)."""
-        self._stand_ins = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
-
-        def model(*args: Any, **kwargs: Any) -> Any:
-            return torch.func.functional_call(self._model, self._stand_ins, args, kwargs)
-
-        self._outputs = call(model, inputs)
+        self._stand_ins = stand_ins(self._model)
+        self._outputs = outputs_with(self._model, self._stand_ins, inputs)
         check_outputs(self._outputs, size)
         return self._outputs
 

@@ -10,23 +10,22 @@ SPEC section 5. F is per unit, averaged over units, of -log p in nats::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fisheropt.fisher.batch_square import BatchSquare
-from fisheropt.fisher.batches import Batch, batches, check_model
-from fisheropt.fisher.diagonal import Estimator, FisherDiagonal, Unit
-from fisheropt.fisher.distributions import Likelihood, NegativeLogLikelihood, likelihood_of
-from fisheropt.fisher.pulls import counted_labels, pulls
+from fisheropt.fisher.batches import batches
+from fisheropt.fisher.diagonal import FisherDiagonal, Unit
+from fisheropt.fisher.distributions import NegativeLogLikelihood
+from fisheropt.fisher.models import check_model, undisturbed
+from fisheropt.fisher.pulls import pulls
+from fisheropt.fisher.questions import Mask, asked
 from fisheropt.fisher.unit_squares import UnitSquares
 
 __all__ = ["fisher_diag"]
-
-Mask = Callable[[Any, Tensor], Tensor]
-"""``mask(inputs, targets)``: which labels count, (N, *positions), bool."""
 
 
 def fisher_diag(
@@ -84,37 +83,43 @@ def fisher_diag(
         >>> fisheropt.fisher.fisher_diag(model, data)["weight"].shape
         torch.Size([2, 3])
     """
-    name, found = likelihood_of(likelihood)
-    _check(estimator, found, unit, n_samples, max_examples)
+    question = asked(
+        likelihood,
+        unit,
+        mask,
+        ignore_index,
+        estimator=estimator,
+        estimators=("exact", "mc", "empirical", "batched"),
+        n_samples=n_samples,
+        max_examples=max_examples,
+    )
     check_model(model)
+    batched = estimator == "batched"
+    squares = BatchSquare(model) if batched else UnitSquares(model)
     sums = _Sums()
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=_devices(model)):
-        squares = BatchSquare(model) if estimator == "batched" else UnitSquares(model)
+    with undisturbed(model):
         for batch in batches(data, max_examples):
-            outputs = squares.forward(batch.inputs, batch.size)
-            z = outputs.detach()
-            counts, targets = _labels(found, z, batch, mask, ignore_index)
-            is_unit = counts.flatten(1).any(1) if unit == "example" and counts.dim() > 1 else counts
-            units = int(is_unit.sum())
-            sums.masked += is_unit.numel() - units
+            z = squares.forward(batch.inputs, batch.size).detach()
+            counts, targets = question.labels(z, batch)
+            units, masked = question.units(counts)
+            sums.masked += masked
             if units == 0:
                 continue
             if generator is None:
                 generator = torch.Generator(z.device).manual_seed(0)
             of_batch: dict[str, Tensor] = {}
-            for pull, weight in pulls(found, estimator, unit, z, targets, counts, n_samples, generator):
-                pull = pull / units if estimator == "batched" else pull
-                for of, part in squares.of(pull.to(z.dtype)):
-                    part = part.mul_(weight if estimator == "batched" else weight / units)
-                    of_batch[of] = of_batch[of].add_(part) if of in of_batch else part
-            sums.add(of_batch, units, weight=1 if estimator == "batched" else units)
+            for pull, weight in pulls(question.likelihood, estimator, unit, z, targets, counts, n_samples, generator):
+                for name, part in squares.of(pull / units if batched else pull):
+                    part = part.mul_(weight if batched else weight / units)
+                    of_batch[name] = of_batch[name].add_(part) if name in of_batch else part
+            sums.add(of_batch, units, weight=1 if batched else units)
     if sums.units == 0:
         raise ValueError("data has no label that counts: it is empty, or all labels are masked")
     F, errors = sums.result(squares.parameters)
     return FisherDiagonal(
         F,
         estimator=estimator,
-        likelihood=name,
+        likelihood=question.name,
         unit=unit,
         units=sums.units,
         masked_units=sums.masked,
@@ -164,51 +169,3 @@ class _Sums:
             return complete(self._mean), None
         scale = 1 / ((self._batches - 1) * self._weight)
         return complete(self._mean), complete({name: s.mul(scale).sqrt_() for name, s in self._spread.items()})
-
-
-def _labels(
-    likelihood: Likelihood | NegativeLogLikelihood, outputs: Tensor, batch: Batch, mask: Mask | None, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """Which labels count, and targets with a valid label also where none does."""
-    targets = batch.targets
-    ignored = None
-    if not targets.is_floating_point():
-        ignored = targets == ignore_index
-        targets = targets.masked_fill(ignored, 0) if targets.dtype != torch.bool else targets
-    counts = counted_labels(likelihood, outputs, targets)
-    if ignored is not None:
-        if ignored.shape == counts.shape:
-            counts = counts & ~ignored
-        elif bool(ignored.any()):
-            counts = counts & ~ignored.reshape(*counts.shape, -1).any(-1)
-    if mask is not None:
-        chosen = mask(batch.inputs, batch.targets)
-        if chosen.shape != counts.shape:
-            raise ValueError(
-                f"mask must return one truth value per label, shape {tuple(counts.shape)}, got {tuple(chosen.shape)}"
-            )
-        counts = counts & chosen.bool()
-    return counts, targets
-
-
-def _check(estimator: Estimator, likelihood: Any, unit: Unit, n_samples: int, max_examples: int | None) -> None:
-    for name, value, known in (
-        ("estimator", estimator, ("exact", "mc", "empirical", "batched")),
-        ("unit", unit, ("example", "token")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-    for name, number in (("n_samples", n_samples), ("max_examples", max_examples)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be >= 1, got {number!r}")
-    needs = {"exact": "column", "mc": "sample"}.get(estimator)
-    if needs is not None and not hasattr(likelihood, needs):
-        raise ValueError(
-            f"estimator={estimator!r} must know the distribution of the labels, and a function gives -log p of given "
-            "ones only; name a likelihood, or use estimator='empirical'"
-        )
-
-
-def _devices(model: nn.Module) -> list[torch.device]:
-    """Whose random states a call of the model may change, beside the CPU's."""
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)

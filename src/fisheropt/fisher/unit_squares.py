@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fisheropt.fisher.batches import call, check_outputs, per_example, trainable
+from fisheropt.fisher.batches import per_example
+from fisheropt.fisher.models import call, check_outputs, outputs_with, trainable
 from fisheropt.fisher.per_unit import Formula, chunk_of, formula_of, leaf_formula
 from fisheropt.fisher.recording import Call, Recording, reached
 
@@ -187,11 +188,7 @@ class UnitSquares:
         def pulled_back(whole: dict[str, Tensor], rows: list[Tensor], pull: Tensor) -> Tensor:
             remaining = iter(rows)
             inputs = per_example(self._inputs, self._size, lambda x: next(remaining).unsqueeze(0))
-
-            def model(*args: Any, **kwargs: Any) -> Any:
-                return torch.func.functional_call(self._model, whole, args, kwargs)
-
-            return (call(model, inputs).squeeze(0) * pull).sum()
+            return (outputs_with(self._model, whole, inputs).squeeze(0) * pull).sum()
 
         if self._can_vmap():
             try:
