@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fisheropt.fisher.batches import Batch, batches, call, check_model
+from fisheropt.fisher.batches import Batch, batches
 from fisheropt.fisher.compare import Agreement, FisherComparison, compare_fisher
 from fisheropt.fisher.diagonal import FisherDiagonal
 from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.likelihood import LikelihoodCheck, check_likelihood
+from fisheropt.fisher.models import call, check_model
 from fisheropt.fisher.noise import NoiseSplit, noise_split
 from fisheropt.staleness import Staleness, held_by, staleness
 from fisheropt.step_statistics import StepStatistics, step_statistics

@@ -24,11 +24,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fisheropt.fisher.batches import batches, call, check_model, trainable
+from fisheropt.fisher.batches import batches
 from fisheropt.fisher.compare import Agreement, compare_fisher
 from fisheropt.fisher.distributions import NegativeLogLikelihood, likelihood_of
 from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.factors import EmbeddingLayer, Layer, layer_of
+from fisheropt.fisher.models import call, check_model, trainable
 from fisheropt.fisher.recording import Recording
 
 __all__ = ["KroneckerGap", "KroneckerLayer", "kron_diag_gap"]

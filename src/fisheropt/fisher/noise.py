@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fisheropt.fisher.batches import batches, call, trainable
+from fisheropt.fisher.batches import batches
+from fisheropt.fisher.models import call, trainable
 
 __all__ = ["BatchGradient", "Noise", "NoiseSplit", "batch_gradients", "noise_split"]
 

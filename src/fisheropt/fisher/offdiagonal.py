@@ -18,9 +18,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fisheropt.fisher.batches import Batch, batches, call, check_model, trainable
+from fisheropt.fisher.batches import Batch, batches
 from fisheropt.fisher.distributions import Likelihood, full_likelihood_of
 from fisheropt.fisher.estimate import fisher_diag
+from fisheropt.fisher.models import call, check_model, trainable
 
 __all__ = ["OffDiagonal", "offdiagonal_mass"]
 
