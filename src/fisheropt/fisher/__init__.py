@@ -43,11 +43,11 @@ from fisheropt.fisher.product import FisherProduct
 from fisheropt.fisher.saliency import fisher_saliency, prune_by_saliency
 
 __all__ = [
+    "EWC",
     "Agreement",
     "Capture",
     "Curvature",
     "CurvatureSummary",
-    "EWC",
     "FactorSums",
     "FisherComparison",
     "FisherDiagonal",
