@@ -14,6 +14,7 @@ change of the parameter and the distribution of f are there for every optimizer 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fisheropt._math import clip_by_rms_, power, quotient, rms
+from fisheropt._math import power, quotient
 from fisheropt._optimizer import RuleOptimizer
 from fisheropt.baselines import Adam
 from fisheropt.fadafactor import FAdafactor
@@ -33,7 +34,7 @@ __all__ = ["QUANTILES", "StepStatistics", "step_statistics"]
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """At which the distribution of f is described."""
 
-_SAMPLE = 1 << 14  # entries of f that are looked at, evenly spaced: enough for these quantiles
+_SAMPLE = 1 << 12  # entries of f that are looked at, evenly spaced: enough for these quantiles
 
 
 class StepStatistics(NamedTuple):
@@ -87,7 +88,7 @@ def step_statistics(optimizer: Optimizer, p: Tensor, group: Mapping[str, Any], b
     f = second_moment(optimizer, p, group)
     precision = torch.promote_types(torch.float32, p.dtype)
     x, g = before.to(precision), p.grad.to(precision)
-    weight, gradient, update = (float(size) for size in rms(x, g, p.to(precision) - x))
+    weight, gradient, update = _rms(x), _rms(g), _rms(p.to(precision) - x)
     found = StepStatistics(
         p.numel(), weight, gradient, update, update / weight if weight else float("nan"), **_distribution(f)
     )
@@ -108,24 +109,24 @@ def _of_fadam(
     metric = power(f, rho)
     found: dict[str, Any] = {"epsilon": ehat, "epsilon_share": _share(ehat ** (2 * rho), metric)}
     d = metric.add_(ehat ** (2 * rho))
-    gbar = quotient(g, d)  # line 9
+    size_gbar = _rms(quotient(g, d))  # line 9
+    size_gw = _rms(quotient(x, d)) if decay > 0 else 0.0  # line 12
     if c is not None:
-        found["clip"] = float(rms(gbar)[0]) / c
-    if decay > 0:
-        gw = quotient(x, d)  # line 12
-        if c is not None:
-            found["decay_clip"] = float(rms(gw)[0]) / c
-        clip_by_rms_(c, gw)  # line 13
-        m = momentum(optimizer, p, group)
-        if m is None:
-            clip_by_rms_(c, gbar)
-            m = gbar
-        size_gw, size_m = (float(size) for size in rms(gw, m))
-        total = decay * size_gw + size_m
-        found["decay_share"] = decay * size_gw / total if total else 0.0
-    else:
-        found["decay_share"] = 0.0
+        found["clip"] = size_gbar / c
+        size_gbar = min(size_gbar, c)  # line 10
+        if decay > 0:
+            found["decay_clip"] = size_gw / c
+            size_gw = min(size_gw, c)  # line 13
+    m = momentum(optimizer, p, group)
+    size_m = size_gbar if m is None else _rms(m)
+    total = decay * size_gw + size_m
+    found["decay_share"] = decay * size_gw / total if total else 0.0
     return found
+
+
+def _rms(x: Tensor) -> float:
+    """Root mean square, in one pass and without the promises of `fisheropt._math`: nothing is computed from it."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) / math.sqrt(x.numel())
 
 
 def _share(epsilon: float, metric: Tensor) -> float:

@@ -29,7 +29,14 @@ def test_digits(fisheropt, tmp_path, optimizer):
     code, out, err = fisheropt(*arguments.split(), optimizer)
     assert (code, err) == (0, "")
     folder = tmp_path / "runs" / "diagnose-digits"
-    assert {path.name for path in folder.iterdir()} == {"diagnosis.json", "diagnosis.png", "diagnosis.html"}
+    assert {path.name for path in folder.iterdir()} == {
+        "diagnosis.json",
+        "diagnosis.png",
+        "diagnosis.html",
+        "monitor.jsonl",
+    }
+    lines = [json.loads(line) for line in (folder / "monitor.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))  # those of the diagnoses are not among them
     assert (folder / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     found = json.loads((folder / "diagnosis.json").read_text())
     assert found["plan"]["looks"] == [6, 12]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fisheropt_lab import machine
-from fisheropt_lab.comparison import timestamp
 from fisheropt_lab.diagnose import (
     DiagnoseRequest,
     draw_picture,
@@ -49,7 +49,7 @@ def diagnose(
     known("optimizer", optimizer, OPTIMIZERS)
     plan = plan_of(request, TASKS[task].lrs.get(optimizer, contender(optimizer).lr))
     folder = out or _next_folder(f"diagnose-{task}")
-    if (folder / "diagnosis.json").exists():
+    if (folder / "monitor.jsonl").exists():
         raise LabError(f"{folder} already holds a diagnosis; name another --out")
     make_writable_folder(folder)
     torch.set_num_threads(plan.threads)
@@ -63,11 +63,16 @@ def diagnose(
         disable=not console.is_terminal,
     ) as progress:
         bar = progress.add_task("", total=plan.steps)
-        run = run_diagnosis(load(task), plan, lambda done, what: progress.update(bar, completed=done, description=what))
+        run = run_diagnosis(
+            load(task),
+            plan,
+            folder / "monitor.jsonl",
+            lambda done, what: progress.update(bar, completed=done, description=what),
+        )
     manifest = {
         "command": shlex.join(["fisheropt", *sys.argv[1:]]),
         "environment": machine.environment(torch.device("cpu"), plan.threads),
-        "finished": timestamp(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(folder / "diagnosis.json", {**run.to_json(), **manifest})
     draw_picture(run, folder / "diagnosis.png")

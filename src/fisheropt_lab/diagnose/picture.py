@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,12 +19,17 @@ FISHER, EMPIRICAL, FRESH, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # O
 
 def draw_picture(run: Run, path: Path) -> None:
     """Draw and save the picture."""
-    figure = Figure(figsize=(15, 6), layout="constrained")
-    entries, tensors, course = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(6, 3.6))
+    entries, tensors, course = upper.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
+    clip, shares, spectrum = lower.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
     label = contender(run.plan.optimizer).label
     _entries(entries, run, label)
     _tensors(tensors, run)
     _course(course, run)
+    _clip(clip, run)
+    _shares(shares, run)
+    _spectrum(spectrum, run)
     partial = path.with_name(path.name + PARTIAL)
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)
@@ -81,6 +87,53 @@ def _course(axes: Axes, run: Run) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(ylim=(0, 1.02), title="All parameters, during training", xlabel="optimizer steps", ylabel="agreement")
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    _tidy(axes)
+
+
+def _clip(axes: Axes, run: Run) -> None:
+    """The rms of the natural gradient over its bound: the tensors' range and median."""
+    lines = [(row["step"], [x["clip"] for x in row["parameters"].values()]) for row in run.monitored]
+    axes.set(title="The clip, tensor by tensor", xlabel="optimizer steps", ylabel="rms of the natural gradient / c")
+    axes.axhline(1, color=GREY, linewidth=1)
+    if lines[0][1][0] is None:
+        axes.text(0.5, 0.5, "this optimizer has none", transform=axes.transAxes, ha="center", color=GREY)
+    else:
+        steps = [step for step, _ in lines]
+        axes.fill_between(steps, [min(x) for _, x in lines], [max(x) for _, x in lines], color=FISHER, alpha=0.2, lw=0)
+        axes.plot(steps, [median(x) for _, x in lines], color=FISHER)
+        axes.set_yscale("log")
+        axes.annotate(
+            "at work above", (steps[-1], 1), xytext=(0, 4), textcoords="offset points", ha="right", color=GREY
+        )
+    _tidy(axes)
+
+
+def _shares(axes: Axes, run: Run) -> None:
+    steps = [row["step"] for row in run.monitored]
+    for name, colour, label in (
+        ("epsilon_share", EMPIRICAL, "entries where the epsilon rules"),
+        ("decay_share", FRESH, "weight decay in a step"),
+    ):
+        values = [row["total"][name] for row in run.monitored]
+        if values[0] is not None:
+            axes.plot(steps, [100 * value for value in values], color=colour, label=label)
+    axes.set(title="Epsilon and weight decay", xlabel="optimizer steps", ylabel="%", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+    _tidy(axes)
+
+
+def _spectrum(axes: Axes, run: Run) -> None:
+    """Quantiles of f in the largest tensor."""
+    name = max(run.monitored[0]["parameters"], key=lambda name: run.monitored[0]["parameters"][name]["entries"])
+    steps = [row["step"] for row in run.monitored]
+    quantiles = np.array([row["parameters"][name]["fisher_quantiles"] for row in run.monitored])
+    quantiles[quantiles <= 0] = quantiles[quantiles > 0].min() / 3  # no gradient was ever seen: off the scale
+    axes.fill_between(steps, quantiles[:, 0], quantiles[:, -1], color=FISHER, alpha=0.15, lw=0, label="1 % to 99 %")
+    axes.fill_between(steps, quantiles[:, 1], quantiles[:, -2], color=FISHER, alpha=0.3, lw=0, label="25 % to 75 %")
+    axes.plot(steps, quantiles[:, 2], color=FISHER, label="median")
+    axes.set_yscale("log")
+    axes.set(title=f"Spectrum of f in {name}", xlabel="optimizer steps", ylabel="f, not scaled by B")
+    axes.legend(frameon=False, fontsize=8)
     _tidy(axes)
 
 

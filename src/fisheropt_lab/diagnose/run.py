@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +21,7 @@ from fisheropt_lab.schedule import lr_scale
 from fisheropt_lab.tasks import Task
 
 WARMUP_SHARE = 0.1  # of the steps
+MONITORED = 100  # steps that the monitor looks at
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Run:
     plan: Plan
     protocol: tuple[str, ...]
     looks: tuple[Look, ...]
+    monitored: tuple[dict[str, Any], ...]  # the lines of fisheropt.Monitor
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -43,16 +47,18 @@ def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten())
 
 
-def run_diagnosis(task: Task, plan: Plan, on_step: Callable[[int, str], None]) -> Run:
+def run_diagnosis(task: Task, plan: Plan, log: Path, on_step: Callable[[int, str], None]) -> Run:
     """Train on the CPU with the lab's schedule, without clipping the gradient, which would change the scale of f.
 
     Args:
         task: the plan's.
         plan: what to do.
+        log: where the lines of the monitor go, while it trains.
         on_step: told how many steps are done, and what is going on.
     """
     model = task.model(plan.seed)
     optimizer = contender(plan.optimizer).build(model, plan.lr, "auto")
+    monitor = fisheropt.Monitor(optimizer, every=max(1, plan.steps // MONITORED), path=log, model=model)
     losses: list[float] = []
     looks: list[Look] = []
     for step in range(plan.steps):
@@ -70,9 +76,15 @@ def run_diagnosis(task: Task, plan: Plan, on_step: Callable[[int, str], None]) -
             with torch.no_grad():
                 columns = fresh[0][1][0].numel() * model(fresh[0][0][:1]).shape[-1]
             estimator = "exact" if columns <= EXACT_UP_TO else "mc"
+            monitor.close()  # the step of a diagnosis is none of the training
             diagnosis = fisheropt.diagnose(model, optimizer, fresh, loss_fn, estimator=estimator)
             looks.append(look_of(diagnosis, step + 1, fmean(losses[-20:])))
-    return Run(plan, _protocol(task, plan, looks[-1]), tuple(looks))
+            monitor = fisheropt.Monitor(
+                optimizer, every=max(1, plan.steps // MONITORED), path=log, model=model, step=step + 1
+            )
+    monitor.close()
+    monitored = tuple(json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
+    return Run(plan, _protocol(task, plan, looks[-1]), tuple(looks), monitored)
 
 
 def _protocol(task: Task, plan: Plan, last: Look) -> tuple[str, ...]:
