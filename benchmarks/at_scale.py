@@ -109,6 +109,10 @@ def size_of(size: float) -> str:
     return f"{size / unit:.0f} {name}" if size >= 100 * unit else f"{size / unit:.3g} {name}"
 
 
+def percent(part: float) -> str:
+    return f"{100 * part:.2g} %" if part >= 1e-5 else "< 0.001 %"
+
+
 def lines() -> list[str]:
     head = " | ".join(f"{n} GPUs" for n in GPUS)
     out = [
@@ -142,7 +146,7 @@ def lines() -> list[str]:
         for optimizer in ("FAdam", "FAdafactor"):
             sent = extra_bytes(optimizer, model.shapes())
             times = [share(model, counts[name], sent, n) for n in GPUS]
-            cells = " | ".join(f"{seconds * 1e3:.2f} ms, {100 * part:.2g} %" for seconds, part in times)
+            cells = " | ".join(f"{seconds * 1e3:.2f} ms, {percent(part)}" for seconds, part in times)
             size = f"{counts[name] / 1e9:.1f} G | {model.tokens / 1e6:g} M | {len(model.shapes())} | {sent / 1e3:.0f}"
             out.append(f"| {name}, {optimizer} | {size} | {cells} |")
     return out
