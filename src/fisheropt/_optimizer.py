@@ -21,9 +21,9 @@ from fisheropt._dtensor import element_numbers, is_dtensor, local, place_of, pla
 from fisheropt._layout import flat, in_layout_of, is_dense, same_layout
 from fisheropt._options import check_options
 from fisheropt._shards import Lockstep, Place
-from fisheropt._state import Options, Rule, factored_dims, matrix_view, working_dtype
-from fisheropt._storage import assign, storage_of
-from fisheropt.kernels import Implementation, implementation
+from fisheropt._state import Options, Rule, Slot, factored_dims, matrix_view, working_dtype
+from fisheropt._storage import assign, parameter_as_kept, storage_of
+from fisheropt.kernels import Argument, Implementation, Stored, implementation
 
 __all__ = ["ParamsT", "RuleOptimizer", "Work", "options_given"]
 
@@ -116,8 +116,9 @@ class RuleOptimizer(Optimizer):
                     picked[name] = f"eager ({chosen.backend}: sharded parameter)"
                     continue
                 kept = [slot for slot in rule.slots if slot.needed(group)]
-                stored = {s.name: storage_of(s, shadow, group).allocate(s, shadow, group)[s.name] for s in kept}
-                reason = _declined(chosen, shadow, shadow, [stored.get(s.name) for s in rule.slots], group)
+                state = {s.name: storage_of(s, shadow, group).allocate(s, shadow, group) for s in kept}
+                slots = [_as_kept(s, state[s.name], shadow, group) if s in kept else None for s in rule.slots]
+                reason = _declined(chosen, parameter_as_kept(shadow, group), shadow, slots, group)
                 if reason is not None:
                     precision = working_dtype(p.dtype, group["state_dtype"])
                     wide = {s.name: s.allocate(shadow, group, precision) for s in kept}
@@ -238,12 +239,13 @@ class RuleOptimizer(Optimizer):
             p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
             if place is not None:
                 chosen = implementation(rule.function, p.device.type, "eager")
-        slots = [None if slot is None else state[slot.name] for slot in kept]
+        slots: list[Any] = [None if slot is None else _as_kept(slot, state, whole, group) for slot in kept]
         if group["maximize"]:
             g = -g
         write_back: list[Callable[[], None]] = []
-        x = p
-        if not (chosen.native and _declined(chosen, p, g, slots, group) is None):
+        x: Any = parameter_as_kept(p, group)
+        if not chosen.native or _declined(chosen, x, g, slots, group) is not None:
+            slots = [None if slot is None else state[slot.name] for slot in kept]
             precision = working_dtype(p.dtype, group["state_dtype"])
             x, g = p.to(precision), g.to(precision)
             for i, slot in enumerate(kept):
@@ -254,19 +256,23 @@ class RuleOptimizer(Optimizer):
                 chosen = implementation(rule.function, p.device.type, "eager")
 
         if dims is not None:
-            seen = [None if t is None else s.view(t, dims) for s, t in zip(rule.slots, slots, strict=True)]
-            work_p, work_g = matrix_view(x, dims), matrix_view(g, dims)
+            views = [partial(slot.view, dims=dims) for slot in rule.slots]
+            seen = [None if slot is None else _viewed(slot, view) for view, slot in zip(views, slots, strict=True)]
+            work_p, work_g = _viewed(x, partial(matrix_view, dims=dims)), matrix_view(g, dims)
         elif rule.shaped:
             work_p, work_g, seen = x, g, slots
+        elif isinstance(x, Stored) or any(isinstance(slot, Stored) for slot in slots):
+            work_p, work_g, seen = x, in_layout_of(p, g), slots
         else:
             x = x if is_dense(x) else x.contiguous()
             for i, slot in enumerate(slots):  # their layouts differ if the parameter's has changed since
                 if slot is not None and not same_layout(slot, x):
                     slots[i] = moved = in_layout_of(x, slot)
                     write_back.insert(0, partial(slot.copy_, moved))
-            seen = [None if slot is None else flat(slot) for slot in slots]
-            work_p, work_g = flat(x), flat(in_layout_of(x, g))
-        if x is not p:
+            g = in_layout_of(x, g)
+            seen = slots if chosen.native else [None if slot is None else flat(slot) for slot in slots]
+            work_p, work_g = (x, g) if chosen.native else (flat(x), flat(g))
+        if x is not p and not isinstance(x, Stored):
             write_back.append(partial(assign, p, x, state, group, numbers))
         return Work(rule, chosen, work_p, work_g, state["step"], seen, write_back, place)
 
@@ -314,12 +320,25 @@ class RuleOptimizer(Optimizer):
         del self.defaults["differentiable"]  # torch adds this option of its own, and then every group would have it
 
 
+def _as_kept(slot: Slot, state: dict[str, Tensor], p: Tensor, group: Options) -> Argument:
+    """A slot for a kernel that may take it as it is kept."""
+    return storage_of(slot, p, group).as_kept(slot, state, group["seed"])
+
+
+def _viewed(x: Argument, view: Callable[[Tensor], Tensor]) -> Argument:
+    return x._replace(values=view(x.values)) if isinstance(x, Stored) else view(x)
+
+
 def _declined(
-    chosen: Implementation, p: Tensor, g: Tensor, slots: Sequence[Tensor | None], group: Options
+    chosen: Implementation, p: Argument, g: Tensor, slots: Sequence[Argument | None], group: Options
 ) -> str | None:
-    """Why a kernel cannot take these tensors as they are stored, or None."""
-    if p.dtype == torch.bfloat16 and group.get("stochastic_rounding"):
-        return "stochastic_rounding"
+    """Why a kernel cannot take these tensors as they are kept, or None."""
+    if any(isinstance(x, Stored) for x in (p, *slots)):
+        if not chosen.stored:
+            return "it does not round stochastically"
+        weights, *others = (x.values if isinstance(x, Stored) else x for x in (p, *slots) if x is not None)
+        if not is_dense(weights) or not all(same_layout(x, weights) for x in others if x.shape == weights.shape):
+            return "its state lies in another order"
     return chosen.supports(p, g, slots, group)
 
 
@@ -328,13 +347,13 @@ class Work(NamedTuple):
 
     rule: Rule
     implementation: Implementation
-    p: Tensor
+    p: Any
     g: Tensor
     step: Tensor
-    slots: list[Tensor | None]
+    slots: list[Argument | None]
     write_back: list[Callable[[], None]]
     place: Place | None
 
     @property
-    def arguments(self) -> tuple[Tensor | None, ...]:
+    def arguments(self) -> tuple[Argument | None, ...]:
         return self.p, self.g, self.step, *self.slots

@@ -12,7 +12,7 @@ import zlib
 import torch
 from torch import Tensor
 
-__all__ = ["noise", "round_to_bfloat16"]
+__all__ = ["noise", "round_to_bfloat16", "salt"]
 
 _MASK = 0xFFFFFFFF
 
@@ -24,13 +24,18 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+def salt(seed: int, name: str) -> int:
+    """What sets the noise of a seed and a purpose apart from others: added to the step it makes a key. 32 bits."""
+    return (0x9E3779B9 * (seed + 1) + zlib.crc32(name.encode())) & _MASK
+
+
 def noise(count: int, step: Tensor, seed: int, name: str, index: Tensor | None = None) -> Tensor:
     """``count`` numbers, uniform over the 32-bit integers: int64 of shape (count,), on the device of ``step``.
 
     ``index``: int64 of shape (count,), which elements of the tensor they are for; None: the first ``count``.
     ``step``: 0-d int64 tensor; ``name``: what the noise is for, so that the slots of a tensor have noise of their own.
     """
-    key = _mix((step + 0x9E3779B9 * (seed + 1) + zlib.crc32(name.encode())) & _MASK)
+    key = _mix((step + salt(seed, name)) & _MASK)
     if index is None:
         index = torch.arange(count, dtype=torch.int64, device=step.device)
     return _mix((index & _MASK) ^ key)

@@ -16,10 +16,21 @@ from torch import Tensor
 from fisheropt._dtensor import cuts_blocks, element_numbers, is_dtensor, local, per_block, placed_like
 from fisheropt._layout import flat, in_layout_of
 from fisheropt._math import quotient
-from fisheropt._rounding import noise, round_to_bfloat16
+from fisheropt._rounding import noise, round_to_bfloat16, salt
 from fisheropt._state import Options, Slot, working_dtype
+from fisheropt.kernels import Stored
 
-__all__ = ["BLOCK", "MIN_SIZE_8BIT", "Numbers", "Storage", "assign", "converted", "scale_of", "storage_of"]
+__all__ = [
+    "BLOCK",
+    "MIN_SIZE_8BIT",
+    "Numbers",
+    "Storage",
+    "assign",
+    "converted",
+    "parameter_as_kept",
+    "scale_of",
+    "storage_of",
+]
 
 BLOCK = 128  # 8-bit numbers that share a scale: 1 + 4/128 bytes per number
 MIN_SIZE_8BIT = 4096  # smaller tensors (norms, biases) save nothing and keep full precision
@@ -55,6 +66,10 @@ class Storage(Protocol):
         """Store ``x``, which has the shape that `read` returned."""
         ...
 
+    def as_kept(self, slot: Slot, state: dict[str, Tensor], seed: int) -> Tensor | Stored:
+        """The slot for a kernel that reads and writes it as it is kept."""
+        ...
+
 
 class Plain:
     """In working precision."""
@@ -73,6 +88,9 @@ class Plain:
     def write(self, slot: Slot, state: dict[str, Tensor], x: Tensor, seed: int, numbers: Numbers = None) -> None:
         if x is not state[slot.name]:
             state[slot.name].copy_(x)
+
+    def as_kept(self, slot: Slot, state: dict[str, Tensor], seed: int) -> Tensor | Stored:
+        return state[slot.name]
 
 
 class Brain16:
@@ -93,6 +111,9 @@ class Brain16:
         stored = state[slot.name]
         index = None if numbers is None else flat(in_layout_of(stored, numbers()))
         flat(stored).copy_(round_to_bfloat16(flat(in_layout_of(stored, x)), state["step"], seed, slot.name, index))
+
+    def as_kept(self, slot: Slot, state: dict[str, Tensor], seed: int) -> Tensor | Stored:
+        return Stored(state[slot.name], None, 0, salt(seed, slot.name))
 
 
 class Blocks8:
@@ -130,7 +151,7 @@ class Blocks8:
     def read(self, slot: Slot, state: dict[str, Tensor]) -> Tensor:
         code, scale = (state[key] for key in self.keys(slot))
         x = torch.empty_like(code, dtype=torch.float32)
-        unit = _blocks(flat(code)).float() / (127 if slot.signed else 255)
+        unit = _blocks(flat(code)).float() * (1 / 127 if slot.signed else 1 / 255)
         unit = unit if slot.signed else unit.square_()
         flat(x).copy_((unit * flat(scale).unsqueeze(-1)).view(-1)[: x.numel()])
         return x
@@ -149,6 +170,10 @@ class Blocks8:
             codes = torch.floor_(unit.sqrt_().mul_(255).add_(_blocks(fraction))).clamp_(max=255)
             codes = torch.maximum(codes, (blocks > 0).to(codes.dtype))
         flat(code).copy_(codes.view(-1)[: x.numel()])
+
+    def as_kept(self, slot: Slot, state: dict[str, Tensor], seed: int) -> Tensor | Stored:
+        code, scale = (state[key] for key in self.keys(slot))
+        return Stored(code, scale, BLOCK, salt(seed, slot.name))
 
 
 def _blocks(x: Tensor) -> Tensor:
@@ -205,12 +230,22 @@ def converted(slot: Slot, saved: Mapping[str, Tensor], fresh: dict[str, Tensor],
     storage.write(slot, state, local(placed_like(code, wide)).to(state[slot.name].device), seed, numbers)
 
 
+def rounds(p: Tensor, options: Options) -> bool:
+    """Whether the parameter itself is rounded stochastically."""
+    return p.dtype == torch.bfloat16 and bool(options.get("stochastic_rounding"))
+
+
+def parameter_as_kept(p: Tensor, options: Options) -> Tensor | Stored:
+    """The parameter for a kernel that writes it as it is kept."""
+    return Stored(p, None, 0, salt(options["seed"], "p")) if rounds(p, options) else p
+
+
 def assign(p: Tensor, x: Tensor, state: dict[str, Tensor], options: Options, numbers: Numbers = None) -> None:
     """Round the parameter ``x``, computed in working precision, into ``p``, saturating at its largest number (SPEC D5).
 
     With the group's ``stochastic_rounding`` a bfloat16 parameter is rounded stochastically.
     """
-    if p.dtype == torch.bfloat16 and options.get("stochastic_rounding"):
+    if rounds(p, options):
         rounded = torch.empty_like(x, dtype=p.dtype)
         index = None if numbers is None else flat(in_layout_of(x, numbers()))
         flat(rounded).copy_(round_to_bfloat16(flat(x), state["step"], options["seed"], "p", index))

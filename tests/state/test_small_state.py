@@ -28,7 +28,7 @@ def gradients(shape, steps, seed=0):
 
 def trained(optimizer_class, grads, **options):
     p = torch.nn.Parameter(torch.linspace(-1, 1, grads[0].numel()).reshape(grads[0].shape))
-    optimizer = optimizer_class([p], lr=1e-2, **options)
+    optimizer = optimizer_class([p], lr=1e-2, **{"backend": "eager", **options})
     for g in grads:
         p.grad = g.clone()
         optimizer.step()
@@ -73,12 +73,15 @@ def test_rounding_to_bfloat16_keeps_what_fits_and_stays_finite():
     assert round_to_bfloat16(torch.tensor([math.nan]), at(7), 0, "p").isnan().all()
 
 
-@pytest.mark.parametrize("optimizer_class", [FAdam, FAdafactor, Adam])
-def test_a_bfloat16_weight_moves_in_expectation_and_would_not_without(optimizer_class):
+@pytest.mark.parametrize(
+    ("optimizer_class", "backend"), [(FAdam, "eager"), (FAdam, "auto"), (FAdafactor, "eager"), (Adam, "eager")]
+)
+def test_a_bfloat16_weight_moves_in_expectation_and_would_not_without(optimizer_class, backend):
     moved = {}
     for stochastic in (False, True):
         p = torch.nn.Parameter(torch.ones(100, 100, dtype=torch.bfloat16))
-        optimizer = optimizer_class([p], lr=1e-4, betas=(0.0, 0.999), weight_decay=0.0, stochastic_rounding=stochastic)
+        options = {"stochastic_rounding": stochastic, "backend": backend}
+        optimizer = optimizer_class([p], lr=1e-4, betas=(0.0, 0.999), weight_decay=0.0, **options)
         for _ in range(100):  # a constant gradient: a step of lr each
             p.grad = torch.ones_like(p)
             optimizer.step()
@@ -177,7 +180,7 @@ def test_small_state_is_reproducible_and_resumes_bit_for_bit(optimizer_class, st
     half, optimizer = trained(optimizer_class, grads[:3], state_dtype=state_dtype)
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     resumed = torch.nn.Parameter(half.detach().clone())
-    second = optimizer_class([resumed])
+    second = optimizer_class([resumed], backend="eager")
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for g in grads[3:]:
         resumed.grad = g.clone()
@@ -193,19 +196,20 @@ def test_small_state_has_the_same_bits_for_any_number_of_threads(state_dtype):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(trained(FAdam, grads, state_dtype=state_dtype)[0])
+            results.append(trained(FAdam, grads, state_dtype=state_dtype, backend="auto")[0])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(r, results[0]) for r in results)
 
 
+@pytest.mark.parametrize("backend", ["eager", "auto"])
 @pytest.mark.parametrize("state_dtype", SMALL, ids=str)
-def test_small_state_of_a_transposed_parameter(state_dtype):
+def test_small_state_of_a_transposed_parameter(state_dtype, backend):
     grads = gradients((96, 80), 5)
     straight = torch.nn.Parameter(torch.ones(96, 80))
     transposed = torch.nn.Parameter(torch.ones(80, 96).t())
     for p in (straight, transposed):
-        optimizer = FAdam([p], state_dtype=state_dtype, lr=1e-2)
+        optimizer = FAdam([p], state_dtype=state_dtype, lr=1e-2, backend=backend)
         for g in grads:
             p.grad = g.clone() if p is straight else g.t().contiguous().t()
             optimizer.step()

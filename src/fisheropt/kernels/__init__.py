@@ -5,7 +5,8 @@ and signature (and, if it can take many tensors at once, the same over lists: ``
 
     supports(p, g, slots, options) -> str | None
 
-the reason why it cannot take a tensor, or None. What a leaf cannot take runs eagerly. Rules do not know about any of
+the reason why it cannot take a tensor, or None. With ``STORED = True`` it takes small state as it is kept (`Stored`).
+What a leaf cannot take runs eagerly. Rules do not know about any of
 this, and leaves do not know about optimizers.
 """
 
@@ -17,11 +18,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["BACKENDS", "BackendUnavailableError", "Implementation", "implementation"]
+__all__ = ["BACKENDS", "BackendUnavailableError", "Implementation", "Stored", "implementation"]
 
 BACKENDS = ("auto", "eager", "compile", "numba", "triton")
 
@@ -30,14 +31,33 @@ _AUTO = {"cpu": "numba"}  # those "auto" takes: the Triton kernels have not run 
 _EXTRA = {"numba": "cpu", "triton": "cuda"}  # backend -> the extra of this distribution that installs it
 
 RuleFunction = Callable[..., None]
-Supports = Callable[[Tensor, Tensor, Sequence[Tensor | None], Mapping[str, Any]], str | None]
+
+
+class Stored(NamedTuple):
+    """A tensor that is kept in fewer bits than the rule works in, and rounded stochastically.
+
+    Attributes:
+        values: bfloat16; or codes of 8 bits: int8 for ``code / 127``, uint8 for ``(code / 255)^2``, times the scale.
+        scale: of each ``block`` of numbers, in memory order, float32; None for bfloat16.
+        block: how many numbers share a scale, or 0.
+        salt: of the noise (`fisheropt._rounding`).
+    """
+
+    values: Tensor
+    scale: Tensor | None
+    block: int
+    salt: int
+
+
+Argument = Tensor | Stored
+Supports = Callable[[Argument, Tensor, Sequence[Argument | None], Mapping[str, Any]], str | None]
 
 
 class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot be had here; the message says what to do."""
 
 
-def _anything(p: Tensor, g: Tensor, slots: Sequence[Tensor | None], options: Mapping[str, Any]) -> str | None:
+def _anything(p: Argument, g: Tensor, slots: Sequence[Argument | None], options: Mapping[str, Any]) -> str | None:
     return None
 
 
@@ -50,7 +70,9 @@ class Implementation:
         one: the rule for one tensor.
         many: the rule over lists of tensors, or None.
         supports: why a tensor cannot be taken, or None.
-        native: takes parameters and gradients in their own low-precision dtypes; otherwise they arrive widened.
+        native: takes parameters and gradients in their own low-precision dtypes, and asks for no shape but that they
+            walk memory together; otherwise they arrive widened and flat.
+        stored: takes parameters and slots as `Stored`; otherwise they arrive widened, and are rounded afterwards.
     """
 
     backend: str
@@ -58,6 +80,7 @@ class Implementation:
     many: RuleFunction | None = None
     supports: Supports = _anything
     native: bool = False
+    stored: bool = False
 
 
 @cache
@@ -130,4 +153,5 @@ def _leaf(backend: str, rule: RuleFunction) -> Implementation:
         many=getattr(leaf, f"{rule.__name__}_many", None),
         supports=leaf.supports,
         native=True,
+        stored=getattr(leaf, "STORED", False),
     )

@@ -18,7 +18,7 @@ from typing import Any
 import numba
 import numba.extending
 
-__all__ = ["elementwise", "intrinsic", "overload", "summing"]
+__all__ = ["elementwise", "exactly", "intrinsic", "overload", "summing"]
 
 _SETTINGS: Any = numba.config
 
@@ -59,7 +59,9 @@ def _compiled(**options: Any) -> Any:
 
 
 # No flag here lets the compiler assume that there are no NaNs or infinities. A sum may be taken in any order, which is
-# what makes it vectorise; the order depends on the code alone, so the bits are the same at every run.
+# what makes it vectorise; the order depends on the code alone, so the bits are the same at every run. `exactly` rounds
+# after every operation, as plain PyTorch does.
+exactly: Any = _compiled()
 elementwise: Any = _compiled(fastmath={"contract"})
 summing: Any = _compiled(fastmath={"contract", "reassoc", "nsz"})
 

@@ -1,7 +1,7 @@
 """Addresses, the dtypes behind them, prefetching, and what threads say to each other.
 
 A tensor is an address. Its dtype travels as the type of a number: float32 as itself, bfloat16 as uint16 and float16 as
-int16, whose bits they are. `load` and `store` widen to float32 and round to nearest even.
+int16, whose bits they are. `load` and `store` widen to float32 and round, to nearest even or stochastically.
 """
 
 # Compiled functions have the types that numba finds for them.
@@ -26,7 +26,10 @@ __all__ = [
     "add",
     "as_bits",
     "as_float",
+    "keep",
+    "key_of",
     "load",
+    "noise",
     "pointer",
     "prefetch",
     "put",
@@ -40,6 +43,8 @@ TAGS: dict[torch.dtype, Any] = {
     torch.float32: np.float32(0),
     torch.bfloat16: np.uint16(0),
     torch.float16: np.int16(0),
+    torch.int8: np.int8(0),
+    torch.uint8: np.uint8(0),
 }
 """dtype -> a number whose type stands for it."""
 
@@ -86,33 +91,82 @@ def load(context, source, i):
     return types.float32(source, types.int64), generate
 
 
+def _mixed(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """`fisheropt._rounding._mix` of 32 bits."""
+    x = builder.mul(builder.xor(x, builder.lshr(x, _INT(16))), _INT(0x7FEB352D))
+    x = builder.mul(builder.xor(x, builder.lshr(x, _INT(15))), _INT(0x846CA68B))
+    return builder.xor(x, builder.lshr(x, _INT(16)))
+
+
+@intrinsic
+def key_of(context, salt, step):
+    """The key of the noise of a step (`fisheropt._rounding.noise`); None without a salt."""
+    if salt == types.none:
+        return types.none(salt, step), lambda context, builder, signature, arguments: context.get_dummy_value()
+
+    def generate(context, builder, signature, arguments):
+        return _mixed(builder, builder.trunc(builder.add(*arguments), _INT))
+
+    return types.uint32(types.int64, types.int64), generate
+
+
+@intrinsic
+def noise(context, i, key):
+    """32 random bits for element ``i``, as int32."""
+
+    def generate(context, builder, signature, arguments):
+        return _mixed(builder, builder.xor(builder.trunc(arguments[0], _INT), arguments[1]))
+
+    return types.int32(types.int64, types.uint32), generate
+
+
+def _round_into(builder: ir.IRBuilder, dtype: Any, target: ir.Value, i: ir.Value, x: ir.Value, key: Any) -> None:
+    """A finite number stays finite. ``key``: None for rounding to nearest even."""
+    if dtype in _LARGEST:
+        for sign, beyond in ((1.0, ">"), (-1.0, "<")):
+            bound = _FLOAT(sign * _LARGEST[dtype])
+            outside = builder.fcmp_ordered(beyond, x, bound)
+            if key is None:
+                outside = builder.and_(outside, builder.fcmp_ordered("!=", x, _FLOAT(sign * math.inf)))
+            x = builder.select(outside, bound, x)
+    if dtype == types.uint16:
+        bits = builder.bitcast(x, _INT)
+        if key is None:
+            odd = builder.and_(builder.lshr(bits, _INT(16)), _INT(1))
+            rounded = builder.add(bits, builder.add(odd, _INT(0x7FFF)))
+        else:
+            random = _mixed(builder, builder.xor(builder.trunc(i, _INT), key))
+            rounded = builder.add(bits, builder.lshr(random, _INT(16)))
+        # a NaN whose payload is in the low half would round to infinity
+        bits = builder.select(builder.fcmp_unordered("uno", x, x), _INT(0x7FC00000), rounded)
+        x = builder.trunc(builder.lshr(bits, _INT(16)), _SHORT)
+    elif dtype == types.int16:
+        x = builder.bitcast(builder.fptrunc(x, _HALF), _SHORT)
+    builder.store(x, builder.gep(target, [i]))
+
+
 @intrinsic
 def store(context, target, i, x):
-    """Put the float32 ``x`` into element ``i``: rounded to nearest even, a finite number to a finite one."""
-    dtype = target.dtype
+    """Put the float32 ``x`` into element ``i``, rounded to nearest even."""
 
     def generate(context, builder, signature, arguments):
         target, i, x = arguments
-        if dtype in _LARGEST:
-            for sign, beyond in ((1.0, ">"), (-1.0, "<")):
-                bound = _FLOAT(sign * _LARGEST[dtype])
-                outside = builder.and_(
-                    builder.fcmp_ordered(beyond, x, bound), builder.fcmp_ordered("!=", x, _FLOAT(sign * math.inf))
-                )
-                x = builder.select(outside, bound, x)
-        if dtype == types.uint16:
-            bits = builder.bitcast(x, _INT)
-            odd = builder.and_(builder.lshr(bits, _INT(16)), _INT(1))
-            rounded = builder.add(bits, builder.add(odd, _INT(0x7FFF)))
-            # a NaN whose payload is in the low half would round to infinity
-            bits = builder.select(builder.fcmp_unordered("uno", x, x), _INT(0x7FC00000), rounded)
-            x = builder.trunc(builder.lshr(bits, _INT(16)), _SHORT)
-        elif dtype == types.int16:
-            x = builder.bitcast(builder.fptrunc(x, _HALF), _SHORT)
-        builder.store(x, builder.gep(target, [i]))
+        _round_into(builder, signature.args[0].dtype, target, i, x, None)
         return context.get_dummy_value()
 
     return types.void(target, types.int64, types.float32), generate
+
+
+@intrinsic
+def keep(context, target, i, x, key):
+    """`store` if ``key`` is None; else rounded stochastically, as `fisheropt._rounding.round_to_bfloat16` does."""
+
+    def generate(context, builder, signature, arguments):
+        target, i, x, noise = arguments
+        _round_into(builder, signature.args[0].dtype, target, i, x, None if key == types.none else noise)
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64, types.float32, key), generate
 
 
 @intrinsic

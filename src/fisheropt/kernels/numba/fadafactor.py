@@ -18,19 +18,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fisheropt.kernels import Stored
 from fisheropt.kernels.numba._compile import elementwise, summing
 from fisheropt.kernels.numba._engine import apply, control_for, gather, implements, resolve, work
-from fisheropt.kernels.numba._job import addresses, load_step, number, total, wrong_dtype
-from fisheropt.kernels.numba._memory import TAGS, load, pointer, prefetch, store, width
+from fisheropt.kernels.numba._job import addresses, declined, load_step, number, total, touched
+from fisheropt.kernels.numba._kept import BLOCK, Kept, ahead, batches, close, kept, open_, room
+from fisheropt.kernels.numba._memory import keep, key_of, load, pointer
 from fisheropt.kernels.numba._metric import LARGEST, SMALL, debiased, limited, rms, shrink
 from fisheropt.kernels.numba._plan import plan_for
 from fisheropt.kernels.numba._team import together
 
-__all__ = ["fadafactor", "fadafactor_many", "supports"]
+__all__ = ["STORED", "fadafactor", "fadafactor_many", "supports"]
+
+STORED = True
 
 _Integers = NDArray[np.int64]
 _Floats = NDArray[np.float64]
@@ -40,8 +43,8 @@ class Job(NamedTuple):
     """A step of FAdafactor.
 
     Attributes:
-        tag: stands for the dtype of p and g (`_memory.TAGS`).
-        p, g, R, C, m, step: addresses of each matrix; m is empty without momentum.
+        p, g, m: the matrices; no m without momentum.
+        R, C, step: addresses, of each matrix.
         n, k: rows and columns of each matrix.
         first_row, first_column: where the numbers of a matrix begin among those of all.
         rows: of each row, the sum of g^2.
@@ -53,12 +56,11 @@ class Job(NamedTuple):
         careful: of each matrix, whether its numbers need float64.
     """
 
-    tag: Any
-    p: _Integers
-    g: _Integers
+    p: Kept
+    g: Kept
+    m: Kept
     R: _Integers
     C: _Integers
-    m: _Integers
     step: _Integers
     n: _Integers
     k: _Integers
@@ -153,42 +155,42 @@ def sum_careful(p, g, i, share, C, j, length, rho, ehat):
 
 
 @elementwise
-def move(p, g, m, i, of_row, of_column, j, length, ehat, beta1, of_gbar, lr, of_gw):
+def move(p, g, m, i, of_row, of_column, j, length, ehat, beta1, of_gbar, lr, of_gw, key_p, key_m):
     """Lines 9 to 14; ``of_gbar``: (1 - beta1) times the clip of line 10; ``of_gw``: eta lambda times that of 13."""
     for c in range(length):
         r = reciprocal(of_row, of_column[j + c], ehat)
         theta = load(p, i + c)
-        m_c = beta1 * m[i + c] + of_gbar * limited(load(g, i + c) * r, LARGEST)  # lines 9 to 11
-        m[i + c] = m_c
-        store(p, i + c, theta - (lr * m_c + of_gw * limited(theta * r, LARGEST)))  # lines 12 to 14
+        m_c = beta1 * load(m, i + c) + of_gbar * limited(load(g, i + c) * r, LARGEST)  # lines 9 to 11
+        keep(m, i + c, m_c, key_m)
+        keep(p, i + c, theta - (lr * m_c + of_gw * limited(theta * r, LARGEST)), key_p)  # lines 12 to 14
 
 
 @elementwise
-def move_without_momentum(p, g, i, of_row, of_column, j, length, ehat, of_gbar, lr, of_gw):
+def move_without_momentum(p, g, i, of_row, of_column, j, length, ehat, of_gbar, lr, of_gw, key_p):
     """`move` with m = gbar."""
     for c in range(length):
         r = reciprocal(of_row, of_column[j + c], ehat)
         theta = load(p, i + c)
         gbar = of_gbar * limited(load(g, i + c) * r, LARGEST)
-        store(p, i + c, theta - (lr * gbar + of_gw * limited(theta * r, LARGEST)))
+        keep(p, i + c, theta - (lr * gbar + of_gw * limited(theta * r, LARGEST)), key_p)
 
 
 @elementwise
-def move_carefully(p, g, m, has_m, i, share, C, j, length, rho, ehat, beta1, of_gbar, lr, of_gw):
+def move_carefully(p, g, m, has_m, i, share, C, j, length, rho, ehat, beta1, of_gbar, lr, of_gw, key_p, key_m):
     """`move`, or `move_without_momentum`, in float64."""
     for c in range(length):
         theta = np.float64(load(p, i + c))
         gbar, gw = careful_quotients(theta, np.float64(load(g, i + c)), share, C[j + c], rho, ehat)
         m_c = of_gbar * gbar
         if has_m:
-            m_c += beta1 * np.float64(m[i + c])
-            m[i + c] = np.float32(limited(m_c, np.float64(LARGEST)))
-        store(p, i + c, np.float32(limited(theta - (lr * m_c + of_gw * gw), np.float64(LARGEST))))
+            m_c += beta1 * np.float64(load(m, i + c))
+            keep(m, i + c, np.float32(limited(m_c, np.float64(LARGEST))), key_m)
+        keep(p, i + c, np.float32(limited(theta - (lr * m_c + of_gw * gw), np.float64(LARGEST))), key_p)
 
 
 # -- the phases of a step ----------------------------------------------------------------------------------------------
 
-_RUN = 256  # elements of a row that are summed in float32
+_RUN = 2 * BLOCK  # elements of a row that are summed in float32
 _AHEAD = 512
 _SAFE = 1e30  # a sum of squares below it had no term that left the range
 
@@ -197,10 +199,9 @@ _SAFE = 1e30  # a sum of squares below it had no term that left the range
 def _gather(job, plan, chunk, again):
     t = plan.tensor[chunk]
     k = job.k[t]
-    p, g = pointer(job.p[t], job.tag), pointer(job.g[t], job.tag)
+    p, g = open_(job.p, t, 0, 0, None), open_(job.g, t, 0, 0, None)
     C = pointer(job.C[t], _ZERO)
     columns, of_column = pointer(job.columns.ctypes.data, 0.0), pointer(job.of_column.ctypes.data, _ZERO)
-    size = width(job.tag)
     e = np.float32(job.ehat[t])
     gbar2, gw2 = 0.0, 0.0
     first_row = plan.start[chunk] // k
@@ -215,7 +216,7 @@ def _gather(job, plan, chunk, again):
             i = row * k + j
             soon = min(i + _AHEAD, plan.stop[chunk])
             later = min(soon + length, plan.stop[chunk])
-            prefetch(job.g[t], size * soon, size * later)
+            ahead(job.g, t, soon, later)
             if not again:
                 squares += add_squares(g, i, columns, job.first_sum[chunk] + j, length)
             else:
@@ -223,7 +224,7 @@ def _gather(job, plan, chunk, again):
                 x, y = math.inf, 0.0
                 if not job.careful[t]:
                     if job.weight_decay != 0.0:
-                        prefetch(job.p[t], size * soon, size * later)
+                        ahead(job.p, t, soon, later)
                         x, y = sum_both(p, g, i, job.of_row[at], of_column, column, length, e)
                     else:
                         x = sum_gbar(g, i, job.of_row[at], of_column, column, length, e)
@@ -288,61 +289,77 @@ def factor(job, t, first, last):
 @implements(apply, Job)
 def _apply(job, plan, chunk):
     t = plan.tensor[chunk]
-    k = job.k[t]
-    has_m = job.m.size > 0
+    k, step = job.k[t], load_step(job.step[t])
+    has_m = job.m.address.size > 0
     of_gbar = job.scale[t, 0] * (1.0 - job.beta1 if has_m else 1.0)
     of_gw = job.scale[t, 1] * job.lr * job.weight_decay
-    p, g, C = pointer(job.p[t], job.tag), pointer(job.g[t], job.tag), pointer(job.C[t], _ZERO)
-    m = pointer(job.m[t] if has_m else job.C[t], _ZERO)
+    ehat, beta1, lr = job.ehat[t], job.beta1, job.lr
+    e, beta1_, lr_, of_gbar_, of_gw_ = (
+        np.float32(ehat),
+        np.float32(beta1),
+        np.float32(lr),
+        np.float32(of_gbar),
+        np.float32(of_gw),
+    )
+    key_p, key_m = key_of(job.p.salt, step), key_of(job.m.salt, step)
+    p, g, C = open_(job.p, t, 0, 0, None), open_(job.g, t, 0, 0, None), pointer(job.C[t], _ZERO)
     of_column = pointer(job.of_column.ctypes.data, _ZERO)  # an array might be indexed from its end, and not vectorise
-    e, beta1, lr = np.float32(job.ehat[t]), np.float32(job.beta1), np.float32(job.lr)
-    of_gbar_, of_gw_ = np.float32(of_gbar), np.float32(of_gw)
-    size = width(job.tag)
+    room_m = room(job.m)
     for row in range(plan.start[chunk] // k, plan.stop[chunk] // k):
         at = job.first_row[t] + row
-        if job.careful[t]:
-            share, ehat = job.rows[at], job.ehat[t]
-            move_carefully(p, g, m, has_m, row * k, share, C, 0, k, job.rho, ehat, job.beta1, of_gbar, job.lr, of_gw)
-            continue
+        of_row, share = job.of_row[at], job.rows[at]
         j = 0
         while j < k:
             length = min(_RUN, k - j)
             i, column = row * k + j, job.first_column[t] + j
             soon = min(i + _AHEAD, plan.stop[chunk])
             later = min(soon + length, plan.stop[chunk])
-            prefetch(job.p[t], size * soon, size * later)
-            prefetch(job.g[t], size * soon, size * later)
+            ahead(job.p, t, soon, later)
+            ahead(job.g, t, soon, later)
             if has_m:
-                prefetch(job.m[t], 4 * soon, 4 * later)
-                move(p, g, m, i, job.of_row[at], of_column, column, length, e, beta1, of_gbar_, lr, of_gw_)
+                ahead(job.m, t, soon, later)
+            m = open_(job.m, t, i, i + length, room_m)
+            if job.careful[t]:
+                args = (job.rho, ehat, beta1, of_gbar, lr, of_gw, key_p, key_m)
+                move_carefully(p, g, m, has_m, i, share, C, j, length, *args)
+            elif has_m:
+                args_ = (e, beta1_, of_gbar_, lr_, of_gw_, key_p, key_m)
+                move(p, g, m, i, of_row, of_column, column, length, *args_)
             else:
-                move_without_momentum(p, g, i, job.of_row[at], of_column, column, length, e, of_gbar_, lr, of_gw_)
+                move_without_momentum(p, g, i, of_row, of_column, column, length, e, of_gbar_, lr_, of_gw_, key_p)
+            if has_m:
+                close(job.m, t, i, i + length, room_m, key_m)
             j += length
 
 
 # -- the leaf ----------------------------------------------------------------------------------------------------------
 
 
-def supports(p: Tensor, g: Tensor, slots: Sequence[Tensor | None], options: Mapping[str, Any]) -> str | None:
+def supports(
+    p: Tensor | Stored, g: Tensor, slots: Sequence[Tensor | Stored | None], options: Mapping[str, Any]
+) -> str | None:
     """Why these tensors cannot be taken, or None."""
-    if (reason := wrong_dtype(p, g, slots)) is not None:
+    if (reason := declined(p, g, slots)) is not None:
         return reason
-    if p.ndim != 2:
-        return f"it takes matrices, not tensors of {p.ndim} dimensions"
-    if not all(x.is_contiguous() for x in (p, g, *slots) if x is not None):
+    tensors = [x.values if isinstance(x, Stored) else x for x in (p, g, *slots) if x is not None]
+    if g.ndim != 2:
+        return f"it takes matrices, not tensors of {g.ndim} dimensions"
+    if not all(x.is_contiguous() for x in tensors):
         return "it takes contiguous matrices"
+    if g.shape[1] % BLOCK and any(isinstance(x, Stored) and x.scale is not None for x in slots):
+        return f"8-bit state of rows that are no multiple of {BLOCK}"
     if options["rho"] > 1.0:
         return "rho > 1 leaves the range of float32"
     return None
 
 
 def fadafactor(
-    p: Tensor,
+    p: Tensor | Stored,
     g: Tensor,
     step: Tensor,
     R: Tensor,
     C: Tensor,
-    m: Tensor | None,
+    m: Tensor | Stored | None,
     *,
     lr: float | Tensor,
     betas: tuple[float, float],
@@ -358,12 +375,12 @@ def fadafactor(
 
 
 def fadafactor_many(
-    p: Sequence[Tensor],
+    p: Sequence[Tensor | Stored],
     g: Sequence[Tensor],
     step: Sequence[Tensor],
     R: Sequence[Tensor],
     C: Sequence[Tensor],
-    m: Sequence[Tensor | None],
+    m: Sequence[Tensor | Stored | None],
     *,
     lr: float | Tensor,
     betas: tuple[float, float],
@@ -373,20 +390,18 @@ def fadafactor_many(
     rho: float,
     weight_decay: float,
 ) -> None:
-    """`fisheropt.fadafactor.fadafactor` for many contiguous matrices of any of the dtypes."""
-    for dtype in {x.dtype for x in p}:
-        mine = [i for i, x in enumerate(p) if x.dtype == dtype]
-        shapes = np.array([p[i].shape for i in mine], np.int64)
+    """`fisheropt.fadafactor.fadafactor` for many contiguous matrices."""
+    for mine in batches(p, m):
+        shapes = np.array([g[i].shape for i in mine], np.int64)
         n, k = np.ascontiguousarray(shapes[:, 0]), np.ascontiguousarray(shapes[:, 1])
         plan = plan_for(tuple((n * k).tolist()), units=tuple(k.tolist()))
         lengths = k[plan.tensor]
         job = Job(
-            tag=TAGS[dtype],
-            p=addresses(p, mine),
-            g=addresses(g, mine),
+            p=kept(p, mine),
+            g=kept(g, mine),
+            m=kept(m, mine),
             R=addresses(R, mine),
             C=addresses(C, mine),
-            m=addresses(m, mine),
             step=addresses(step, mine),
             n=n,
             k=k,
@@ -411,4 +426,4 @@ def fadafactor_many(
             careful=np.zeros(len(mine), np.bool_),
         )
         together(work, (plan, control_for(plan), job), most=plan.item.size - 1)
-    torch.autograd.graph.increment_version(p)
+    touched(p)
