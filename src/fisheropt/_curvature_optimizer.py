@@ -15,7 +15,6 @@ from torch._compile import _disable_dynamo
 from torch.nn.parallel import DistributedDataParallel
 
 from fisheropt._checkpoint import ordered_by_name
-from fisheropt._dtensor import is_dtensor
 from fisheropt._loss_scale import overflowed, unscale
 from fisheropt._optimizer import ParamsT, RuleOptimizer, Work
 from fisheropt._state import Options, working_dtype
@@ -88,14 +87,6 @@ class CurvatureOptimizer(RuleOptimizer):
             raise
         if self._names is not before and hasattr(self, "_curvature"):
             self._watch_anew()
-
-    def _check_parameter(self, p: Tensor) -> None:
-        super()._check_parameter(p)
-        if is_dtensor(p):
-            raise TypeError(
-                f"{type(self).__name__} does not take sharded (DTensor) parameters, got one of shape {tuple(p.shape)}: "
-                "the factors are of whole layers; use DistributedDataParallel"
-            )
 
     def _named(self, params: Any) -> Any:
         """The parameters with their names in the model. What is no list of parameters is left for torch to refuse."""
@@ -185,11 +176,13 @@ class CurvatureOptimizer(RuleOptimizer):
         if due:
             self._curvature.update_layers(gammas, normalize, loss_scale)
             self._complain_if_blind()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    dtype = working_dtype(p.dtype, group["state_dtype"])
-                    self._curvature.update_parameter(p, p.grad, due, gammas, normalize, dtype)
+        gradients = [
+            (p, p.grad, working_dtype(p.dtype, group["state_dtype"]))
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        self._curvature.update_parameters(gradients, due, gammas, normalize)
 
     def _complain_if_blind(self) -> None:
         if self._curvature.knows_a_layer():

@@ -112,7 +112,7 @@ class RuleOptimizer(Optimizer):
                 shadow = torch.empty_like(p, device="meta", requires_grad=False)  # same dtype, shape and strides
                 rule = self.rule_for(p.shape, group)
                 chosen = self._implementation(rule, p, group)
-                if is_dtensor(p) and chosen.backend != "eager":
+                if is_dtensor(p) and chosen.backend != "eager" and not rule.local:
                     picked[name] = f"eager ({chosen.backend}: sharded parameter)"
                     continue
                 kept = [slot for slot in rule.slots if slot.needed(group)]
@@ -237,7 +237,9 @@ class RuleOptimizer(Optimizer):
             numbers = None if place is None else partial(element_numbers, p)
             g = placed_like(p, g)
             p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
-            if place is not None:
+            if rule.local:
+                place = None
+            elif place is not None:
                 chosen = implementation(rule.function, p.device.type, "eager")
         slots: list[Any] = [None if slot is None else _as_kept(slot, state, whole, group) for slot in kept]
         if group["maximize"]:

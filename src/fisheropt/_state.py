@@ -124,6 +124,7 @@ class Rule:
         slots: in the order of the function's arguments.
         factored: the function sees matrices ``(..., n, k)`` instead of flat vectors.
         shaped: the function sees tensors in their own shapes and strides instead of flat vectors.
+        local: the function asks for no statistic of a whole tensor, so it runs on a shard as on anything else.
         declared: arguments that are the class's affair and no option of a group.
         options: names of the group options the function takes; read off its signature.
     """
@@ -132,6 +133,7 @@ class Rule:
     slots: tuple[Slot, ...]
     factored: bool = False
     shaped: bool = False
+    local: bool = False
     declared: Mapping[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = field(init=False)
 

@@ -7,14 +7,17 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fisheropt._dtensor import data_parallel_groups
+
 __all__ = ["unwrapped"]
 
 
-def unwrapped(model: nn.Module, optimizer: str) -> tuple[nn.Module, Any]:
-    """The model inside DistributedDataParallel, and its process group; the model itself and None without.
+def unwrapped(model: nn.Module, optimizer: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """The model inside DistributedDataParallel, or the model itself, and the process groups of DDP or of FSDP2.
 
     Raises:
-        TypeError: it is no module, or wrapped in something that cannot be watched.
+        TypeError: it is no module, or wrapped in something that cannot be watched, or sharded by something else than
+            FSDP2.
         ValueError: it is compiled already.
     """
     if not isinstance(model, nn.Module):
@@ -22,7 +25,13 @@ def unwrapped(model: nn.Module, optimizer: str) -> tuple[nn.Module, Any]:
             f"{optimizer} takes the model, not its parameters, got {type(model).__name__}; "
             "parameter groups go to params="
         )
-    inner, group = (model.module, model.process_group) if isinstance(model, DistributedDataParallel) else (model, None)
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    groups = data_parallel_groups(inner)
+    if groups is None or (groups and inner is not model):
+        raise TypeError(
+            f"{optimizer} takes sharded (DTensor) parameters only if torch.distributed.fsdp.fully_shard has sharded "
+            "the whole model, over one mesh, and nothing else has: its factors are of whole layers"
+        )
     for module in inner.modules():
         kind = type(module).__name__
         if isinstance(module, nn.DataParallel):
@@ -34,4 +43,4 @@ def unwrapped(model: nn.Module, optimizer: str) -> tuple[nn.Module, Any]:
                 f"the model is compiled, and what is compiled does not look for new hooks: build {optimizer} with the "
                 "plain model first, then compile it"
             )
-    return inner, group
+    return inner, (model.process_group,) if isinstance(model, DistributedDataParallel) else groups

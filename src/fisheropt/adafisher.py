@@ -103,8 +103,8 @@ def _needs_momentum(options: Options) -> bool:
 
 
 _SLOTS = (Slot("m", "momentum over the gradient", signed=True, needed=_needs_momentum),)
-ADAFISHER = Rule(adafisher, _SLOTS, shaped=True, declared={"decoupled": False})
-ADAFISHERW = Rule(adafisher, _SLOTS, shaped=True, declared={"decoupled": True})
+ADAFISHER = Rule(adafisher, _SLOTS, shaped=True, local=True, declared={"decoupled": False})
+ADAFISHERW = Rule(adafisher, _SLOTS, shaped=True, local=True, declared={"decoupled": True})
 
 
 class _AdaFisher(CurvatureOptimizer):
@@ -157,8 +157,8 @@ class AdaFisher(_AdaFisher):
     layers of the model while it trains. Weight decay is added to the gradient; `AdaFisherW` decouples it.
 
     Args:
-        model: the model, or a `DistributedDataParallel` of it. Its layers get hooks, until `close`. Compile it, if at
-            all, after building the optimizer.
+        model: the model, whole or sharded by `fully_shard`, or a `DistributedDataParallel` of it. Its layers get hooks,
+            until `close`. Compile it, if at all, after building the optimizer.
         lr: learning rate :math:`\eta \ge 0`; a float or a tensor of one element. Where :math:`F` is at its damping the
             step is that of momentum SGD with :math:`\eta/\lambda`, so it is about :math:`\lambda` times SGD's.
         beta: decay of the momentum, in [0, 1). 0 keeps none.
@@ -185,7 +185,7 @@ class AdaFisher(_AdaFisher):
     Raises:
         ValueError: an option is out of its range, a group has an unknown option, a parameter appears twice or is not
             the model's, or the model is compiled already or has parameters without a shape.
-        TypeError: ``model`` is no module or is wrapped in something else than DistributedDataParallel, a parameter is
+        TypeError: ``model`` is no module, or is sharded by something else than `fully_shard`, a parameter is
             complex, or (at `step`) a gradient is sparse.
 
     The gradient of the loss is that of the step: with k micro-batches the loss of each is divided by k, and then they

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tests.distributed import checkpoints, communication, sharding, state, wrappers  # noqa: F401 (they register their checks)
+from tests.distributed import adafisher, checkpoints, communication, sharding, state, wrappers  # noqa: F401 (they register their checks)
 from tests.distributed.processes import CHECKS, main
 
 __all__ = ["CHECKS"]

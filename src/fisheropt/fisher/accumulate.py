@@ -2,13 +2,14 @@
 
 What makes them comparable (SPEC D16): s is the gradient of *the loss of the step*. A mean over B units puts 1/B into
 each s. With k micro-batches, the loss of each is divided by k, as for any optimizer whose step is to be that of one
-large batch, and its s carry 1/(k B/k) = 1/B again. DistributedDataParallel averages gradients over R processes, so the
+large batch, and its s carry 1/(k B/k) = 1/B again. DDP and FSDP2 average gradients over R processes, so the
 loss of the step is the mean of theirs and s/R its gradient. A loss scale is divided out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,23 +40,24 @@ class FactorSums:
 
     Args:
         layers: name -> (module, layer), in the same order on every process.
-        process_group: the data-parallel group whose processes share a step, or None: this one is alone.
+        process_groups: those over which data is parallel, which together are all processes that share a step: one, two
+            where shards are copied (HSDP), or none: this process is alone.
 
     Attributes:
         due: whether calls are counted at all.
     """
 
-    def __init__(self, layers: Mapping[str, tuple[nn.Module, Layer]], process_group: Any = None) -> None:
+    def __init__(self, layers: Mapping[str, tuple[nn.Module, Layer]], process_groups: Sequence[Any] = ()) -> None:
         self.due = True
         self._layers = dict(layers)
         self._names = {module: name for name, (module, _) in layers.items()}
-        self._process_group = process_group
+        self._process_groups = tuple(process_groups)
         self._sums: dict[str, Contribution] = {}
 
     def wants(self, module: nn.Module) -> bool:
         if not (self.due and module.training):
             return False
-        if self._process_group is None and getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
+        if not self._process_groups and getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
             raise RuntimeError(
                 "the model runs inside DistributedDataParallel, but the optimizer was given the bare model and would "
                 "let the processes drift apart; wrap the model first and give the wrapped one to the optimizer"
@@ -82,15 +84,14 @@ class FactorSums:
     def means(self, loss_scale: float | Tensor = 1.0) -> dict[str, tuple[Tensor, Tensor]]:
         """Hhat, (inputs [+1],), and Shat, (outputs,), of each layer that was seen anywhere; then forget them.
 
-        With a process group this is a collective call, one all-reduce for all layers together.
+        With process groups this is a collective call, one all-reduce in each for all layers together.
 
         Args:
             loss_scale: by which the loss was multiplied before ``backward``, > 0.
         """
         sums, self._sums = self._sums, {}
-        processes = 1
-        if self._process_group is not None:
-            processes = torch.distributed.get_world_size(self._process_group)
+        processes = math.prod(torch.distributed.get_world_size(group) for group in self._process_groups)
+        if self._process_groups:
             sums = self._over_processes(sums)
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (H, S, units) in sums.items():
@@ -109,7 +110,8 @@ class FactorSums:
         parts = [torch.tensor([c.units for c in all_sums.values()])]
         parts += [part for c in all_sums.values() for part in (c.H, c.S)]
         message = torch.cat([part.to(device, torch.float64) for part in parts])
-        torch.distributed.all_reduce(message, group=self._process_group)
+        for group in self._process_groups:
+            torch.distributed.all_reduce(message, group=group)
         units, *received = torch.split(message, [part.numel() for part in parts])
         return {
             name: Contribution(H.to(c.H.device), S.to(c.S.device), int(count))

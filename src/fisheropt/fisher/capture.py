@@ -22,7 +22,7 @@ that `torch.compile` has already traced does not look for new hooks: capture fir
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -31,6 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
+
+from fisheropt._dtensor import is_dtensor
 
 __all__ = ["Capture", "Receiver"]
 
@@ -114,8 +116,8 @@ class Capture(Generic[R, C]):
         if not (isinstance(output, Tensor) and output.requires_grad) or _is_transformed(output):
             return
         own = self._own[module]
-        if any(p is not None and not any(p is q for q in own) for p in module._parameters.values()):
-            return  # functional_call has lent it others
+        if _has_others(module, own):
+            return
         trainable = [p for p in own if p.requires_grad]
         if not trainable:
             return
@@ -155,6 +157,13 @@ class Capture(Generic[R, C]):
                     call.added = True
                 call.contribution = None
             calls.clear()
+
+
+def _has_others(module: nn.Module, own: Sequence[Tensor]) -> bool:
+    """Whether functional_call has lent it parameters. FSDP2 has not: it gathers its own shards for the call."""
+    strange = [p for p in module._parameters.values() if p is not None and not any(p is q for q in own)]
+    gathered = all(is_dtensor(q) for q in own) and not any(is_dtensor(p) for p in strange)
+    return bool(strange) and not gathered
 
 
 def _is_transformed(x: Tensor) -> bool:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from fisheropt._dtensor import extremes, gathered, is_dtensor, local, placed_like, shard_of
 from fisheropt.fisher.accumulate import FactorSums
 from fisheropt.fisher.capture import Capture
 from fisheropt.fisher.factors import Layer, Role, layer_of, minmax
@@ -60,15 +61,15 @@ class Curvature:
 
     Args:
         model: whose layers are watched, until `close`.
-        process_group: the data-parallel group whose processes share a step, or None.
+        process_groups: those over which data is parallel; see `FactorSums`.
 
     Attributes:
         names: parameter -> its name in the model, for all parameters.
         factors: name -> what is known. Of a layer, by the name of its weight: ``H`` (inputs [+1],), ``S`` (outputs,),
-            float64. Of a parameter without one: ``f``, of its shape. And ``updates``, how often.
+            float64. Of a parameter without one: ``f``, of its shape and sharded like it. And ``updates``, how often.
     """
 
-    def __init__(self, model: nn.Module, process_group: Any = None) -> None:
+    def __init__(self, model: nn.Module, process_groups: Sequence[Any] = ()) -> None:
         self.names: dict[Parameter, str] = {p: name for name, p in model.named_parameters()}
         self.factors: dict[str, dict[str, Any]] = {}
         self._layers: dict[str, tuple[nn.Module, Layer]] = {}
@@ -83,8 +84,9 @@ class Curvature:
                 if p is not None:
                     self._uses.setdefault(p, []).append((name, role))
         self._normalised: dict[str, tuple[Tensor, Tensor]] = {}  # S' and H' of layers, until the next update
+        self._extremes: dict[str, Tensor] = {}  # of those f that are sharded, until the next update
         self._placed: dict[tuple[Parameter, torch.dtype], tuple[Tensor, Tensor]] = {}  # what `metric` gave, until then
-        self._sums = FactorSums(self._layers, process_group)
+        self._sums = FactorSums(self._layers, process_groups)
         self._capture = Capture({name: module for name, (module, _) in self._layers.items()}, self._sums)
 
     # -- watching -----------------------------------------------------------------------------------------------------
@@ -130,26 +132,40 @@ class Curvature:
             if "f" in self.factors.get(name, {}) and self._seen_uses(p):
                 del self.factors[name]
 
-    def update_parameter(
-        self, p: Parameter, g: Tensor, due: bool, gammas: tuple[float, float], normalize: Normalize, dtype: torch.dtype
+    def update_parameters(
+        self,
+        gradients: Sequence[tuple[Parameter, Tensor, torch.dtype]],
+        due: bool,
+        gammas: tuple[float, float],
+        normalize: Normalize,
     ) -> None:
-        """Take a gradient into the average of a parameter that no layer explains: when due, and the first time at once.
+        """Take gradients into the averages of parameters that no layer explains: when due, and the first time at once.
+
+        Collective where such parameters are sharded.
 
         Args:
-            g: the gradient of the step, complete and without a loss scale.
-            dtype: in which f is kept.
+            gradients: parameters, their gradients of the step, complete and without a loss scale, and the dtypes in
+                which f is kept.
         """
-        name = self.names[p]
-        if self._seen_uses(p) or not (due or name not in self.factors):
-            return
-        if name not in self.factors:
-            f = torch.full_like(p, _start(normalize), dtype=dtype, requires_grad=False)
-            self.factors[name] = {"f": f, "updates": 0}
-        known = self.factors[name]
-        self._placed.pop((p, dtype), None)
-        g2 = g.to(dtype).square().clamp_(max=torch.finfo(dtype).max / 2)
-        _average(known["f"], g2, gammas, normalize)
-        known["updates"] += 1
+        squares: dict[str, Tensor] = {}
+        for p, g, dtype in gradients:
+            name = self.names[p]
+            if self._seen_uses(p) or not (due or name not in self.factors):
+                continue
+            if name not in self.factors:
+                f = torch.full_like(p, _start(normalize), dtype=dtype, requires_grad=False)
+                self.factors[name] = {"f": f, "updates": 0}
+            self._placed.pop((p, dtype), None)
+            squares[name] = placed_like(p, g).to(dtype).square().clamp_(max=torch.finfo(dtype).max / 2)
+        of_squares = _extremes_of(squares) if normalize == "before" else {}
+        for name, g2 in squares.items():
+            known = self.factors[name]
+            _average(local(known["f"]), local(g2), gammas, normalize, of_squares.get(name))
+            known["updates"] += 1
+            self._extremes.pop(name, None)
+        if normalize == "after":
+            new = {n: known["f"] for n, known in self.factors.items() if "f" in known and n not in self._extremes}
+            self._extremes.update(_extremes_of(new))
 
     def unseen(self, p: Parameter) -> list[str]:
         """The layers of ``p`` that are in training mode, if none of its layers has ever been seen."""
@@ -175,6 +191,15 @@ class Curvature:
         """
         if (p, dtype) in self._placed:
             return self._placed[p, dtype]
+        rows, columns = self._whole_metric(p, normalize, dtype)
+        if is_dtensor(p):
+            rows, columns = shard_of(p, rows) if self._seen_uses(p) else rows, shard_of(p, columns)
+        if max(rows.numel(), columns.numel()) < p.numel() or p.dim() < 2:  # what is as large as p is not kept
+            self._placed[p, dtype] = rows, columns
+        return rows, columns
+
+    def _whole_metric(self, p: Parameter, normalize: Normalize, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rows and columns for the whole of ``p``; but the rows of what no layer explains are of this shard."""
         uses = self._seen_uses(p)
         if uses:
             placed = []
@@ -184,18 +209,19 @@ class Curvature:
                 placed.append((rows.to(dtype), columns.to(dtype)))
             all_rows, all_columns = (_stacked(factors) for factors in zip(*placed, strict=True))
         else:
-            f = self.factors[self.names[p]]["f"]
-            all_rows = (minmax(f) if normalize == "after" else f).to(dtype).unsqueeze(0)
+            name = self.names[p]
+            f = local(self.factors[name]["f"])
+            all_rows = (minmax(f, self._extremes.get(name)) if normalize == "after" else f).to(dtype).unsqueeze(0)
             all_columns = torch.ones((1,) * (p.dim() + 1), dtype=dtype, device=p.device)
-        if max(all_rows.numel(), all_columns.numel()) < p.numel() or p.dim() < 2:  # what is as large as p is not kept
-            self._placed[p, dtype] = all_rows, all_columns
         return all_rows, all_columns
 
     def summary(self, p: Parameter, normalize: Normalize, damping: float) -> CurvatureSummary | None:
-        """The metric of ``p`` in numbers, or None if nothing is known of it yet."""
+        """The metric of ``p`` in numbers, or None if nothing is known of it yet. Collective where p is sharded."""
         if p.numel() == 0 or not (self._seen_uses(p) or self.names.get(p) in self.factors):
             return None
-        rows, columns = self.metric(p, normalize, torch.float64)
+        rows, columns = self._whole_metric(p, normalize, torch.float64)
+        if is_dtensor(p) and not self._seen_uses(p):
+            rows = gathered(p, rows.squeeze(0)).unsqueeze(0)
         F = (rows * columns).sum(0).expand(p.shape) + damping
         kind: Literal["kronecker", "elementwise"] = "kronecker" if self._seen_uses(p) else "elementwise"
         near = (F - damping <= 0.1 * damping).double().mean()
@@ -247,13 +273,14 @@ class Curvature:
         if letter != "f":
             return saved.clone()
         p = next(p for p, its in self.names.items() if its == name)
-        return torch.empty_like(p, dtype=saved.dtype, requires_grad=False).copy_(saved)
+        return torch.empty_like(p, dtype=saved.dtype, requires_grad=False).copy_(placed_like(p, saved))
 
     def adopt(self, factors: dict[str, dict[str, Any]]) -> None:
         """Go on from these factors, which become the curvature's own; forget everything else."""
         self.factors = factors
         self._normalised.clear()
         self._placed.clear()
+        self._extremes.clear()
         self.forget()
 
 
@@ -269,9 +296,21 @@ def _start(normalize: Normalize) -> float:
     return 0.0 if normalize == "after" else 1.0
 
 
-def _average(average: Tensor, new: Tensor, gammas: tuple[float, float], normalize: Normalize) -> None:
+def _extremes_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Smallest and largest number of those that are sharded."""
+    sharded = {name: x for name, x in tensors.items() if is_dtensor(x)}
+    return dict(zip(sharded, extremes(list(sharded.values())), strict=True)) if sharded else {}
+
+
+def _average(
+    average: Tensor,
+    new: Tensor,
+    gammas: tuple[float, float],
+    normalize: Normalize,
+    of_new: Tensor | None = None,
+) -> None:
     """``average = gamma1 average + (1 - gamma2) new`` in place, of the new one's minmax where that comes before."""
     gamma1, gamma2 = gammas
     if normalize == "before":
-        new = minmax(new)
+        new = minmax(new, of_new)
     average.mul_(gamma1).add_(new, alpha=1.0 - gamma2)

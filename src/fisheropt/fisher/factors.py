@@ -43,11 +43,14 @@ Role = Literal["weight", "bias"]
 _BLOCK = 1 << 16  # elements widened at a time: what is in the cache need not be written to memory in float64
 
 
-def minmax(x: Tensor) -> Tensor:
-    """``(x - min)/(max - min)`` over the whole tensor, in [0, 1]; 1 where all elements are equal (SPEC D15)."""
+def minmax(x: Tensor, extremes: Tensor | None = None) -> Tensor:
+    """``(x - min)/(max - min)`` over the whole tensor, in [0, 1]; 1 where all elements are equal (SPEC D15).
+
+    ``extremes``: min and max, where ``x`` is a shard; (2,).
+    """
     if x.numel() == 0:
         return x.clone()
-    low, high = torch.aminmax(x)
+    low, high = torch.aminmax(x) if extremes is None else extremes.to(x.dtype)
     spread = high - low
     return torch.where(spread == 0, 1.0, (x - low) / spread)
 
