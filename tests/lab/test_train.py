@@ -56,11 +56,44 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def what_a_run_leaves(runs: Path) -> None:
+    folder = runs / "fadam" / "one"
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoints",
+        "curves.png",
+        "metrics.jsonl",
+        "result.json",
+        "train.json",
+    }
+    result = json.loads((folder / "result.json").read_text())
+    last = curve(folder)[-1]
+    assert (result["train_loss"], result["validation_loss"]) == (last["loss"], last["validation"])
+    assert result["parameters"] == 983_680
+    assert result["state_bytes"] == 8 * 983_680 + 8 * 30  # f and m, and the counters of the steps
+    sharded = json.loads((runs / "fadam" / "fsdp2" / "result.json").read_text())
+    assert {key: sharded[key] for key in ("parameters", "state_bytes")} == {
+        key: result[key] for key in ("parameters", "state_bytes")
+    }
+    names = [path.name for path in sorted((folder / "checkpoints").iterdir())]
+    assert names == [f"step-{HALF:08d}", f"step-{STEPS:08d}"]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def the_validation_loss_is_the_one_that_compare_reports(runs: Path) -> None:
+    """On the same weights: those of the last checkpoint, read back by torch's own converter."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    folder = runs / "fadam" / "fsdp2"
+    dcp_to_torch_save(folder / "checkpoints" / f"step-{STEPS:08d}", runs / "weights.pt")
+    task = small_task(runs)
+    model = task.model(0)
+    model.load_state_dict(torch.load(runs / "weights.pt", weights_only=True)["model"])
+    evaluated = task.evaluate(model, "validation", torch.device("cpu"))
+    assert curve(folder)[-1]["validation"] == pytest.approx(evaluated, rel=TOLERANCE)
+
+
+def train_all(root: Path) -> None:
     """Finished run folders by optimizer and name; all runs on two processes share one launch of torchrun."""
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("train")
     text = text_file(root)
     two = []
     for name in OPTIMIZERS:
@@ -86,62 +119,20 @@ def runs(tmp_path_factory):
     halfway(root / "fadam" / "fsdp2", root / "fadam" / "fsdp2 to one")
     for folder in root.glob("*/* to one"):
         assert run(command(text, folder.parent.name, folder, "--resume")) == 0
-    return root
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f"{name}/{how}" for name in OPTIMIZERS for how in ("ddp", "one to two", "ddp to one")),
-        "fadam/fsdp2",
-        "fadam/fsdp2 to one",
-    ],
-)
-def test_the_number_of_processes_does_not_change_the_curve(runs, name):
-    reference = curve(runs / name.partition("/")[0] / "one")
-    for ours, theirs in zip(curve(runs / name), reference, strict=True):
-        assert ours == pytest.approx(theirs, rel=TOLERANCE)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_on_one_process_the_curve_is_continued_bit_for_bit(runs, name):
-    assert curve(runs / name / "one to one") == curve(runs / name / "one")
-
-
-def test_what_a_run_leaves(runs):
-    folder = runs / "fadam" / "one"
-    assert {path.name for path in folder.iterdir()} == {
-        "checkpoints",
-        "curves.png",
-        "metrics.jsonl",
-        "result.json",
-        "train.json",
-    }
-    result = json.loads((folder / "result.json").read_text())
-    last = curve(folder)[-1]
-    assert (result["train_loss"], result["validation_loss"]) == (last["loss"], last["validation"])
-    assert result["parameters"] == 983_680
-    assert result["state_bytes"] == 8 * 983_680 + 8 * 30  # f and m, and the counters of the steps
-    sharded = json.loads((runs / "fadam" / "fsdp2" / "result.json").read_text())
-    assert {key: sharded[key] for key in ("parameters", "state_bytes")} == {
-        key: result[key] for key in ("parameters", "state_bytes")
-    }
-    names = [path.name for path in sorted((folder / "checkpoints").iterdir())]
-    assert names == [f"step-{HALF:08d}", f"step-{STEPS:08d}"]
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_validation_loss_is_the_one_that_compare_reports(runs):
-    """On the same weights: those of the last checkpoint, read back by torch's own converter."""
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    folder = runs / "fadam" / "fsdp2"
-    dcp_to_torch_save(folder / "checkpoints" / f"step-{STEPS:08d}", runs / "weights.pt")
-    task = small_task(runs)
-    model = task.model(0)
-    model.load_state_dict(torch.load(runs / "weights.pt", weights_only=True)["model"])
-    evaluated = task.evaluate(model, "validation", torch.device("cpu"))
-    assert curve(folder)[-1]["validation"] == pytest.approx(evaluated, rel=TOLERANCE)
+def test_the_number_of_processes_does_not_change_the_curve(tmp_path):
+    """One test, because starting processes is what takes the time."""
+    train_all(tmp_path)
+    ways = [f"{name}/{how}" for name in OPTIMIZERS for how in ("ddp", "one to two", "ddp to one")]
+    for name in [*ways, "fadam/fsdp2", "fadam/fsdp2 to one"]:
+        reference = curve(tmp_path / name.partition("/")[0] / "one")
+        for ours, theirs in zip(curve(tmp_path / name), reference, strict=True):
+            assert ours == pytest.approx(theirs, rel=TOLERANCE), name
+    for name in OPTIMIZERS:
+        assert curve(tmp_path / name / "one to one") == curve(tmp_path / name / "one"), "not bit for bit"
+    what_a_run_leaves(tmp_path)
+    the_validation_loss_is_the_one_that_compare_reports(tmp_path)
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (2, 1), (1, 3), (3, 4), (12, 1)])

@@ -12,7 +12,7 @@ from fisheropt_lab.report.curves import OKABE_ITO
 from fisheropt_lab.train.folder import Line
 
 BLUE, VERMILION, GREEN = OKABE_ITO[:3]
-HIDDEN = 0.02  # of the run: its first steps, whose loss would squash everything that differs later
+HIDDEN = 0.05  # of the run: its first steps, whose loss would squash everything that differs later
 
 
 def draw_run(lines: list[Line], title: str, unit: str, path: Path) -> None:
@@ -37,7 +37,7 @@ def draw_run(lines: list[Line], title: str, unit: str, path: Path) -> None:
     left.legend(frameon=False)
 
     right.plot(steps, [line["grad_norm"] for line in lines], color=GREEN, linewidth=0.8)
-    right.set(title="Norm of the gradient, before clipping", xlabel="optimizer steps", yscale="log")
+    right.set(title="Norm of the gradient before clipping, and learning rate", xlabel="optimizer steps", yscale="log")
     right.set_ylabel("L2 norm", color=GREEN)
     rate = right.twinx()
     rate.plot(steps, [line["lr"] for line in lines], color="black", linewidth=1.2)
