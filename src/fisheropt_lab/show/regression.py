@@ -27,7 +27,7 @@ from fisheropt_lab.show.demonstration import (
 )
 
 STEPS, EVERY, WARMUP, BATCH_SIZE = 300, 20, 10, 32
-LRS = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+LRS = (1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 BINS, RANGE = 51, 4.0  # the bins reach RANGE standard deviations of the training targets to either side
 RIDGES = tuple(10.0**i for i in range(-4, 4))
 
