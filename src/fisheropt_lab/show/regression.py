@@ -163,7 +163,14 @@ def tables(runs: Sequence[Run]) -> tuple[Table, ...]:
     )
     spread = mean_text([run["spread"] for run in runs], 1)
     columns = ("loss", "optimizer", "lr", "steps", "RMSE", "against squared error with AdamW (95 %)")
-    return (Table(f"Test root mean squared error (standard deviation of the targets: {spread})", columns, tuple(rows)),)
+    between = tuple(
+        (one.label, difference_text(tests(runs, f"{loss}, fadam"), tests(runs, f"{loss}, adamw"), 2))
+        for loss, one in LOSSES.items()
+    )
+    return (
+        Table(f"Test root mean squared error (standard deviation of the targets: {spread})", columns, tuple(rows)),
+        Table("FAdam against AdamW under the same loss", ("loss", "RMSE, FAdam's less AdamW's (95 %)"), between),
+    )
 
 
 def draw(runs: Sequence[Run]) -> Figure:
