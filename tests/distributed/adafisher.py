@@ -107,6 +107,22 @@ CHECKS["adafisher_fsdp2_minmax_before"] = (
 CHECKS["adafisher_hsdp"] = lambda _: _compared(by_two_replicas), (4,)
 
 
+def _in_the_kernel(**options) -> float:
+    """float32, which the kernel for the CPU takes, also where shards are empty. What differs is the order of sums."""
+    model, reference = net().float(), net().float()
+    by_fsdp(model)
+    optimizers = [AdaFisher(m, **OPTIONS, **options) for m in (model, reference)]
+    for m, optimizer, data in zip((model, reference), optimizers, (lambda s: share(tokens(s)), tokens), strict=True):
+        train(m, optimizer, range(4), data)
+    assert optimizers[0].backends() == optimizers[1].backends()
+    apart = _apart(model, reference)
+    return 0.0 if apart <= 1e-3 else apart
+
+
+CHECKS["adafisher_fsdp2_in_the_kernel"] = lambda _: _in_the_kernel(), (2, 4)
+CHECKS["adafisher_fsdp2_bfloat16_state"] = lambda _: _in_the_kernel(state_dtype=torch.bfloat16, seed=3), (2, 4)
+
+
 @check()
 def adafisher_meets_twice_where_factors_are_due(folder) -> float:
     """For the factors of all layers, and for the extremes of all parameters without one; not at all between."""
