@@ -195,6 +195,8 @@ class RuleOptimizer(Optimizer):
             if p.numel() == 0:
                 continue
             work = self._prepare(p, group)
+            if work.place is None and local(p).numel() == 0:
+                continue  # an empty shard, and no other process waits for it
             if work.place is None and (work.implementation.many is None or work.write_back):
                 self._run([work], group)  # at once: what was converted for one tensor is freed before the next
             else:
