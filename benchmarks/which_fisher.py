@@ -121,13 +121,18 @@ def train(task: Task, squares: Squares, steps: int, lr: float, seed: int) -> nn.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--only", nargs="*", help="these contenders; their results are added to those in --json")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     name, device = arguments.task, torch.device("cpu")
     task = TASKS[name].setup(ASKED[name]).load()
     results = {}
+    if arguments.only and arguments.json and arguments.json.exists():
+        results = json.loads(arguments.json.read_text())["results"]
     for contender, squares in CONTENDERS[name].items():
+        if arguments.only and contender not in arguments.only:
+            continue
         started = time.process_time()
         models = {lr: train(task, squares, STEPS[name], lr, SEEDS[0]) for lr in GRIDS[name]}
         search = {lr: task.evaluate(model, "validation", device) for lr, model in models.items()}

@@ -21,7 +21,7 @@ from fisheropt.fisher.compare import Agreement, FisherComparison, compare_fisher
 from fisheropt.fisher.diagonal import FisherDiagonal
 from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.likelihood import LikelihoodCheck, check_likelihood
-from fisheropt.fisher.models import call, check_model
+from fisheropt.fisher.models import call, check_model, undisturbed
 from fisheropt.fisher.noise import NoiseSplit, noise_split
 from fisheropt.staleness import Staleness, held_by, staleness
 from fisheropt.step_statistics import StepStatistics, step_statistics
@@ -216,7 +216,7 @@ def _one_step(
     try:
         for p in params:
             p.grad = None
-        with torch.enable_grad():
+        with undisturbed(model):
             loss_fn(call(model, batch.inputs), batch.targets).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         found = {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fisheropt.fisher.compare import FisherComparison, compare_fisher
+from fisheropt.fisher.models import undisturbed
 from fisheropt.fisher.noise import batch_gradients
 from fisheropt.second_moment import second_moment
 
@@ -86,12 +87,13 @@ def staleness(
     held = held_by(optimizer, model)
     halves: list[dict[str, Tensor]] = [{}, {}]
     k = 0
-    for _, gradients in batch_gradients(model, data, loss_fn):
-        half = halves[k % 2]
-        k += 1
-        for name in held:
-            square = gradients[name].double().square()
-            half[name] = half[name].add_(square) if name in half else square
+    with undisturbed(model):
+        for _, gradients in batch_gradients(model, data, loss_fn):
+            half = halves[k % 2]
+            k += 1
+            for name in held:
+                square = gradients[name].double().square()
+                half[name] = half[name].add_(square) if name in half else square
     if k < 2:
         raise ValueError(f"staleness needs at least two batches for its control, got {k}")
     fresh = {name: (halves[0][name] + halves[1][name]) / k for name in held}

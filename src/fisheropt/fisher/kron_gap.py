@@ -29,7 +29,7 @@ from fisheropt.fisher.compare import Agreement, compare_fisher
 from fisheropt.fisher.distributions import NegativeLogLikelihood, likelihood_of
 from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.factors import EmbeddingLayer, Layer, layer_of
-from fisheropt.fisher.models import call, check_model, trainable
+from fisheropt.fisher.models import call, check_model, trainable, undisturbed
 from fisheropt.fisher.recording import Recording
 
 __all__ = ["KroneckerGap", "KroneckerLayer", "kron_diag_gap"]
@@ -100,7 +100,7 @@ def kron_diag_gap(
     nll = found if callable(found) else found.nll
     units = 0
     for batch in kept:
-        with torch.enable_grad(), Recording(layers) as recording:
+        with undisturbed(model), Recording(layers) as recording:
             outputs = call(model, batch.inputs)
         gradients = torch.autograd.grad(
             nll(outputs, batch.targets).sum(), [c.edge for c in recording.calls], allow_unused=True

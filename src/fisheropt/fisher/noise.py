@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt.fisher.batches import batches
-from fisheropt.fisher.models import call, trainable
+from fisheropt.fisher.models import call, trainable, undisturbed
 
 __all__ = ["BatchGradient", "Noise", "NoiseSplit", "batch_gradients", "noise_split"]
 
@@ -49,7 +49,7 @@ def batch_gradients(
     """The gradient of the loss of each batch; a parameter that takes no part has zeros. ``.grad`` stays as it is."""
     parameters = trainable(model)
     for batch in batches(data, max_examples):
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             loss = loss_fn(call(model, batch.inputs), batch.targets)
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         gradients = {
@@ -109,7 +109,7 @@ def noise_split(
     """Split squared gradients into what repeats in every batch and what does not.
 
     Args:
-        model: ``model(inputs)`` returns outputs; its ``.grad`` stays as it is. Dropout counts as noise.
+        model: ``model(inputs)`` returns outputs; its ``.grad`` and random states stay as they are. Dropout is noise.
         data: independent batches ``(inputs, targets)``, at least two; sixteen tell more. Units are examples.
         loss_fn: ``loss_fn(outputs, targets)``: the mean loss over the examples of a batch.
         max_examples: stop after so many; None: never.
@@ -122,16 +122,17 @@ def noise_split(
     k, N = 0, 0
     mean: dict[str, Tensor] = {}
     scatter: dict[str, Tensor] = {}  # sum_j n_j (g_j - gbar)^2, kept as batches come, without cancellation
-    for n, gradients in batch_gradients(model, data, loss_fn, max_examples):
-        k, N = k + 1, N + n
-        for name, g in gradients.items():
-            g = g.double()
-            if name not in mean:
-                mean[name], scatter[name] = g.clone(), torch.zeros_like(g)
-                continue
-            difference = g - mean[name]
-            mean[name] += difference * (n / N)
-            scatter[name] += difference.square() * (n * (N - n) / N)
+    with undisturbed(model):
+        for n, gradients in batch_gradients(model, data, loss_fn, max_examples):
+            k, N = k + 1, N + n
+            for name, g in gradients.items():
+                g = g.double()
+                if name not in mean:
+                    mean[name], scatter[name] = g.clone(), torch.zeros_like(g)
+                    continue
+                difference = g - mean[name]
+                mean[name] += difference * (n / N)
+                scatter[name] += difference.square() * (n * (N - n) / N)
     if k < 2:
         raise ValueError(f"noise_split needs at least two batches to tell noise from signal, got {k}")
     variance = {name: x / (k - 1) for name, x in scatter.items()}

@@ -18,10 +18,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fisheropt.fisher.batches import Batch, batches
-from fisheropt.fisher.distributions import Likelihood, full_likelihood_of
+from fisheropt.fisher.batches import batches
 from fisheropt.fisher.estimate import fisher_diag
-from fisheropt.fisher.models import call, check_model, trainable
+from fisheropt.fisher.models import trainable
+from fisheropt.fisher.product import FisherProduct
 
 __all__ = ["OffDiagonal", "offdiagonal_mass"]
 
@@ -65,18 +65,19 @@ def offdiagonal_mass(
     """
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes!r}")
-    check_model(model)
-    found = full_likelihood_of(likelihood, "offdiagonal_mass")
-    kept = list(batches(data, max_examples))
+    kept = [(batch.inputs, batch.targets) for batch in batches(data, max_examples)]
+    product = FisherProduct(model, kept, likelihood=likelihood)
     if diagonal is None:
-        diagonal = fisher_diag(model, [(b.inputs, b.targets) for b in kept], likelihood=likelihood)
+        diagonal = fisher_diag(model, kept, likelihood=likelihood)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
+    params = trainable(model)
     result = {}
-    for name, p in trainable(model).items():
+    for name, p in params.items():
         n = p.numel()
+        others = {other: torch.zeros_like(q) for other, q in params.items() if other != name}
         squares = [
-            float(_product(model, kept, found, p, v).double().square().sum()) for v in _probes(p, probes, generator)
+            float(product({**others, name: v})[name].double().square().sum()) for v in _probes(p, probes, generator)
         ]
         exact = n <= probes
         norm2 = sum(squares) if exact else sum(squares) / probes
@@ -97,23 +98,3 @@ def _probes(p: Tensor, probes: int, generator: torch.Generator) -> Iterator[Tens
         else:
             v = torch.randint(0, 2, (n,), generator=generator).to(p.dtype) * 2 - 1
         yield v.reshape(p.shape).to(p.device)
-
-
-def _product(model: nn.Module, data: list[Batch], likelihood: Likelihood, p: nn.Parameter, v: Tensor) -> Tensor:
-    """F v of one tensor: J' F_z J v, the mean over examples."""
-    from torch.nn.attention import (  # the fused kernels of attention cannot be differentiated twice
-        SDPBackend,
-        sdpa_kernel,
-    )
-
-    total, units = torch.zeros_like(v), 0
-    for batch in data:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            z = call(model, batch.inputs)
-            pull = torch.zeros_like(z, requires_grad=True)
-            (pulled,) = torch.autograd.grad(z, p, pull, create_graph=True)  # J' pull, linear in it
-            (pushed,) = torch.autograd.grad(pulled, pull, v, retain_graph=True)  # J v
-            (of_batch,) = torch.autograd.grad(z, p, likelihood.product(z.detach(), pushed))
-        total += of_batch
-        units += batch.size
-    return total / units

@@ -7,8 +7,9 @@ from statistics import median
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fisheropt_lab.diagnose.run import Run
 from fisheropt_lab.files import PARTIAL
@@ -61,7 +62,7 @@ def _tensors(axes: Axes, run: Run) -> None:
     axes.plot([x.fisher.trace_ratio for x in layers], at, "o", color=FISHER, label="B T² f / F")
     axes.plot([x.empirical_and_fisher.trace_ratio for x in layers], at, "s", color=EMPIRICAL, label="empirical / F")
     axes.set_xscale("log")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain(axes.xaxis)
     axes.set_yticks(at, [_short(x.name) for x in layers], fontsize=max(6, 9 - len(layers) // 12))
     axes.set(title="Traces of the tensors, F = 1", xlabel="trace ratio")
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
@@ -102,6 +103,7 @@ def _clip(axes: Axes, run: Run) -> None:
         axes.fill_between(steps, [min(x) for _, x in lines], [max(x) for _, x in lines], color=FISHER, alpha=0.2, lw=0)
         axes.plot(steps, [median(x) for _, x in lines], color=FISHER)
         axes.set_yscale("log")
+        _plain(axes.yaxis)
         axes.annotate(
             "at work above", (steps[-1], 1), xytext=(0, 4), textcoords="offset points", ha="right", color=GREY
         )
@@ -135,6 +137,13 @@ def _spectrum(axes: Axes, run: Run) -> None:
     axes.set(title=f"Spectrum of f in {name}", xlabel="optimizer steps", ylabel="f, not scaled by B")
     axes.legend(frameon=False, fontsize=8)
     _tidy(axes)
+
+
+def _plain(axis: Axis) -> None:
+    """1, 2 and 5 of every decade, as they are."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _short(name: str) -> str:
