@@ -126,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     name, device = arguments.task, torch.device("cpu")
-    task = TASKS[name].setup(ASKED[name]).load()
+    task = TASKS[name].load(TASKS[name].setup(ASKED[name]).settings)
     results = {}
     if arguments.only and arguments.json and arguments.json.exists():
         results = json.loads(arguments.json.read_text())["results"]

@@ -7,11 +7,14 @@ import sys
 import typer
 from typer.exceptions import Abort, TyperException
 
-from fisheropt_lab.commands.compare import COMPARE_EXAMPLES, INTERRUPTED, compare
+from fisheropt_lab.commands.ablate import ABLATE_EXAMPLES, ablate
+from fisheropt_lab.commands.compare import COMPARE_EXAMPLES, compare
 from fisheropt_lab.commands.diagnose import diagnose
 from fisheropt_lab.commands.info import info
-from fisheropt_lab.commands.report import report
+from fisheropt_lab.commands.report import plot, report
+from fisheropt_lab.commands.results import results
 from fisheropt_lab.commands.show import SHOW_EXAMPLES, show
+from fisheropt_lab.commands.studying import INTERRUPTED
 from fisheropt_lab.commands.train import TRAIN_EXAMPLES, train
 from fisheropt_lab.errors import LabError
 
@@ -25,9 +28,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(epilog=COMPARE_EXAMPLES)(compare)
+app.command(epilog=ABLATE_EXAMPLES)(ablate)
 app.command()(diagnose)
 app.command(epilog=TRAIN_EXAMPLES)(train)
 app.command(epilog=SHOW_EXAMPLES)(show)
+app.command()(results)
+app.command()(plot)
 app.command()(report)
 app.command()(info)
 

@@ -1,4 +1,4 @@
-"""What a comparison says while it runs: a live display on a terminal, a line per finished trial elsewhere."""
+"""What a study says while it runs: a live display on a terminal, a line per finished trial elsewhere."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from fisheropt_lab.optimizers import CONTENDERS
+from fisheropt_lab.optimizers import contender
 from fisheropt_lab.record import Record
 from fisheropt_lab.spec import Trial
 
 
 class Progress(Protocol):
-    """What the comparison tells."""
+    """What the study tells."""
+
+    known: set[str]  # ids of the trials that were finished before, and have been told
 
     def begin(self, trials: int, steps: int) -> None: ...
     def phase(self, what: str) -> None: ...
-    def trial_started(self, trial: Trial) -> None: ...
-    def step(self, done: int, loss: float, lr: float) -> None: ...
+    def step(self, trial: str, done: int, loss: float) -> None: ...
     def trial_finished(self, record: Record) -> None: ...
     def trial_found(self, record: Record) -> None: ...
 
@@ -36,6 +37,7 @@ class LineProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.trials = self.done = self.steps = 0
+        self.known: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -46,24 +48,24 @@ class LineProgress:
         pass
 
     def begin(self, trials: int, steps: int) -> None:
+        """How many trials there will be, as far as one knows; more may be said later."""
         self.trials, self.steps = trials, steps
 
     def phase(self, what: str) -> None:
         self.console.print(f"[dim]{what}[/dim]")
 
-    def trial_started(self, trial: Trial) -> None:
-        pass
-
-    def step(self, done: int, loss: float, lr: float) -> None:
+    def step(self, trial: str, done: int, loss: float) -> None:
         pass
 
     def trial_finished(self, record: Record) -> None:
         self.done += 1
-        self.console.print(self._line(record))
+        self.known.add(record.trial.id)
+        self.console.print(self._line(record), highlight=False)
 
     def trial_found(self, record: Record) -> None:
         self.done += 1
-        self.console.print(self._line(record) + " [dim](done before)[/dim]")
+        self.known.add(record.trial.id)
+        self.console.print(self._line(record) + " [dim](done before)[/dim]", highlight=False)
 
     def _line(self, record: Record) -> str:
         if record.validation_loss is None:
@@ -72,27 +74,27 @@ class LineProgress:
             result = f"validation loss {record.validation_loss:.4f}"
         width = len(str(self.trials))
         count = f"{self.done:>{width}}/{self.trials}"
-        return f"{count}  {describe(record.trial):<30} {result}  ({record.seconds:.1f} s training)"
+        return f"{count}  {describe(record.trial):<36} {result}  ({record.seconds:.1f} s training)"
 
 
 class LiveProgress(LineProgress):
-    """Two bars that stay at the bottom, the whole comparison and the current trial; finished trials scroll above."""
+    """Bars that stay at the bottom, the whole study and each running trial; finished trials scroll above."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.bars = Bars(
-            TextColumn("{task.description:<32}"),
+            TextColumn("{task.description:<40}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]:<6}"),
+            TextColumn("steps"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             expand=True,
         )
-        self.overall = self.bars.add_task("all trials", total=None, unit="steps")
-        self.current = self.bars.add_task("", total=None, unit="steps", visible=False)
+        self.overall = self.bars.add_task("all trials", total=None)
+        self.running: dict[str, tuple[TaskID, int]] = {}  # by trial id: its bar, and the steps it has done
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -107,24 +109,32 @@ class LiveProgress(LineProgress):
         super().begin(trials, steps)
         self.bars.update(self.overall, total=trials * steps)
 
-    def trial_started(self, trial: Trial) -> None:
-        self.title = describe(trial)
-        self.bars.reset(self.current, total=self.steps, description=self.title, visible=True)
-
-    def step(self, done: int, loss: float, lr: float) -> None:
-        self.bars.update(self.current, completed=done, description=f"{self.title} [bold]{loss:.3f}[/bold]")
-        self.bars.update(self.overall, completed=self.done * self.steps + done)
+    def step(self, trial: str, done: int, loss: float) -> None:
+        bar, _ = self.running.get(trial) or (self.bars.add_task(trial, total=self.steps), 0)
+        self.running[trial] = bar, done
+        self.bars.update(bar, completed=done, description=f"{trial} [bold]{loss:.3f}[/bold]")
+        self._show_overall()
 
     def trial_finished(self, record: Record) -> None:
         super().trial_finished(record)
-        self.bars.update(self.overall, completed=self.done * self.steps)
-        self.bars.update(self.current, visible=False)
+        self._ended(record)
 
     def trial_found(self, record: Record) -> None:
         super().trial_found(record)
-        self.bars.update(self.overall, completed=self.done * self.steps)
+        self._ended(record)
+
+    def _ended(self, record: Record) -> None:
+        bar, _ = self.running.pop(record.trial.id, (None, 0))
+        if bar is not None:
+            self.bars.remove_task(bar)
+        self._show_overall()
+
+    def _show_overall(self) -> None:
+        running = sum(done for _, done in self.running.values())
+        self.bars.update(self.overall, completed=self.done * self.steps + running)
 
 
 def describe(trial: Trial) -> str:
     """A trial in a few words."""
-    return f"{CONTENDERS[trial.optimizer].label} lr {trial.lr:g} seed {trial.seed}"
+    changed = "".join(f" {name} {value}" for name, value in trial.options + trial.settings)
+    return f"{contender(trial.optimizer).label}{changed} lr {trial.lr:g} seed {trial.seed}"

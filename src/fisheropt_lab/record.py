@@ -1,9 +1,9 @@
-"""What one trial leaves behind: a JSON file of its own. It knows nothing of the test split."""
+"""What one trial leaves behind. A `Record` knows nothing of the test split; what that said is `HeldOut`."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from fisheropt_lab.spec import Trial
 
@@ -18,6 +18,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """Something a reader of the report can look at: what a trained model makes of a few examples."""
+
+    title: str
+    kind: Literal["text", "png"]
+    content: str  # the text, or the picture in base64
+
+
+@dataclass(frozen=True)
 class LayerCurvature:
     """AdaFisher's F of one parameter at the end of a trial."""
 
@@ -27,6 +36,24 @@ class LayerCurvature:
     median: float
     max: float
     near_damping: float  # the fraction of entries within 10 % of the damping: there a step is momentum SGD's
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What the test split said of a trained model, asked once, at the end of its schedule."""
+
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)  # the task's, by name
+    exhibits: tuple[Exhibit, ...] = ()  # what the task shows of the first reported seed
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"exhibits": [asdict(one) for one in self.exhibits]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> HeldOut:
+        """The inverse of `to_json`."""
+        return cls(value["loss"], value["metrics"], tuple(Exhibit(**one) for one in value["exhibits"]))
 
 
 @dataclass
@@ -61,5 +88,5 @@ class Record:
         """The inverse of `to_json`."""
         evaluations = [Evaluation(**evaluation) for evaluation in value["evaluations"]]
         curvature = {name: LayerCurvature(**layer) for name, layer in value.get("curvature", {}).items()}
-        parts = {"trial": Trial(**value["trial"]), "evaluations": evaluations, "curvature": curvature}
+        parts = {"trial": Trial.from_json(value["trial"]), "evaluations": evaluations, "curvature": curvature}
         return cls(**(value | parts))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from fisheropt_lab.clock import now
 from fisheropt_lab.optimizers import contender
@@ -39,48 +40,52 @@ class StepTime:
         return cls(**(value | {"optimizer_ms_quartiles": tuple(value["optimizer_ms_quartiles"])}))
 
 
-def compile_ahead(task: Task, spec: Spec, name: str) -> float:
+def compile_ahead(task: Task, spec: Spec, key: str) -> float:
     """Let an optimizer step once on a throw-away model, so that no trial pays for compilation; seconds taken."""
     device = torch.device(spec.device)
-    model = task.model(spec.seeds[0]).to(device)
-    optimizer = contender(name).build(model, NEARLY_ZERO, spec.backend)
-    loss = task.loss(model, tuple(part.to(device) for part in task.batch(spec.seeds[0], 0)))
+    model = task.model(spec.tuning_seed).to(device)
+    optimizer = _optimizer(spec, key, model)
+    loss = task.loss(model, tuple(part.to(device) for part in task.batch(spec.tuning_seed, 0)))
     loss.backward()  # type: ignore[no-untyped-call]
     started = now(device)
     optimizer.step()
     return now(device) - started
 
 
+def _optimizer(spec: Spec, key: str, model: nn.Module) -> Optimizer:
+    entry = spec.entries[key]
+    return contender(entry.optimizer).build(model, NEARLY_ZERO, spec.backend, dict(entry.options))
+
+
 def measure_step_times(task: Task, spec: Spec) -> dict[str, StepTime]:
-    """Typical times per optimizer name, all on one model; who watches its model gets one alone, so that the others do
-    not pay for its hooks."""
+    """Typical times per entry, all on one model; who watches its model gets one alone, so that the others do not pay
+    for its hooks."""
     device = torch.device(spec.device)
-    shared = task.model(spec.seeds[0]).to(device)
-    models = {
-        name: task.model(spec.seeds[0]).to(device) if contender(name).watches else shared for name in spec.optimizers
-    }
-    optimizers = {name: contender(name).build(models[name], NEARLY_ZERO, spec.backend) for name in spec.optimizers}
-    names = list(optimizers)
-    optimizer_ms: dict[str, list[float]] = {name: [] for name in names}
-    training_ms: dict[str, list[float]] = {name: [] for name in names}
+    kinds = {key: contender(entry.optimizer) for key, entry in spec.entries.items()}
+    shared = task.model(spec.tuning_seed).to(device)
+    models = {key: task.model(spec.tuning_seed).to(device) if kinds[key].watches else shared for key in kinds}
+    optimizers = {key: _optimizer(spec, key, models[key]) for key in kinds}
+    keys = list(optimizers)
+    optimizer_ms: dict[str, list[float]] = {key: [] for key in keys}
+    training_ms: dict[str, list[float]] = {key: [] for key in keys}
     i, begun = 0, now(device)
     while i < WARM_UP_ROUNDS + TIMED_ROUNDS or now(device) - begun < TIMED_SECONDS:
-        turn = i % len(names)
-        for name in names[turn:] + names[:turn]:
-            model = models[name]
+        turn = i % len(keys)
+        for key in keys[turn:] + keys[:turn]:
+            model = models[key]
             started = now(device)
-            loss = task.loss(model, tuple(part.to(device) for part in task.batch(spec.seeds[0], i)))
+            loss = task.loss(model, tuple(part.to(device) for part in task.batch(spec.tuning_seed, i)))
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip)
             before = now(device)
-            optimizers[name].step()
+            optimizers[key].step()
             after = now(device)
             model.zero_grad()
             if i >= WARM_UP_ROUNDS:
-                optimizer_ms[name].append((after - before) * 1e3)
-                training_ms[name].append((after - started) * 1e3)
+                optimizer_ms[key].append((after - before) * 1e3)
+                training_ms[key].append((after - started) * 1e3)
         i += 1
-    return {name: _summary(optimizer_ms[name], training_ms[name], contender(name).period) for name in names}
+    return {key: _summary(optimizer_ms[key], training_ms[key], kinds[key].period) for key in keys}
 
 
 def _summary(optimizer_ms: list[float], training_ms: list[float], period: int) -> StepTime:

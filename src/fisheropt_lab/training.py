@@ -46,7 +46,7 @@ def run_trial(
     """
     device = torch.device(spec.device)
     model = task.model(trial.seed).to(device)
-    optimizer = contender(trial.optimizer).build(model, trial.lr, spec.backend)
+    optimizer = contender(trial.optimizer).build(model, trial.lr, spec.backend, dict(trial.options))
     record = _restore(checkpoints.path, model, optimizer) or Record(trial)
 
     saved_at, save_cost = time.perf_counter(), 0.0

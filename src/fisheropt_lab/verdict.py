@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fisheropt_lab.optimizers import CONTENDERS
+from fisheropt_lab.intervals import CLAIM_SEEDS, Paired, paired
+from fisheropt_lab.optimizers import contender
 from fisheropt_lab.spec import Spec
-from fisheropt_lab.summary import Row
+from fisheropt_lab.summary import Row, Track
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the entries are held against one another by: the loss, or one of the task's metrics."""
+
+    name: str  # "test loss", or the metric's name
+    unit: str
+    factor: float = 1.0  # from what is measured to the unit
+    digits: int = 4
+    higher_is_better: bool = False
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know about the comparison."""
+    """One thing to know about the study."""
 
     headline: str
     details: str = ""
@@ -20,67 +32,92 @@ class Finding:
         return f"{self.headline} {self.details}".strip()
 
 
-def verdict(spec: Spec, rows: list[Row], unit: str) -> list[Finding]:
-    """A finding per challenger, then what limits them. `unit` is the loss's own unit."""
+def verdict(spec: Spec, rows: list[Row], judge: Judge) -> list[Finding]:
+    """A finding per entry and the baseline, then what limits them."""
     baseline = rows[0]
-    findings = [
-        Finding(
-            _loss(baseline, row, unit),
-            " ".join(filter(None, (_reach(baseline, row, spec), _time(baseline, row), _memory(baseline, row)))),
-        )
-        for row in rows[1:]
-        if row.optimizer != CONTENDERS[baseline.optimizer].control  # which the next finding is about
-    ]
-    findings += [
-        Finding(
-            _loss(control, row, unit),
-            " ".join(filter(None, (_control(control, row), _curvature(row), _time(control, row)))),
-        )
-        for row in rows
-        for control in rows
-        if control.optimizer == CONTENDERS[row.optimizer].control
-    ]
+    findings = []
+    for row in rows[1:]:
+        kind = contender(row.optimizer)
+        owners = [owner for owner in rows if contender(owner.optimizer).control == row.optimizer]
+        if owners:  # a control is held against its owner, below
+            continue
+        tracks = [f"Tuned: {compared(row, baseline, row.tuned, judge)}", f"Drop-in: {_dropped(row, baseline, judge)}"]
+        costs = [_reach(baseline, row, spec, judge), _time(baseline, row), _memory(baseline, row)]
+        findings.append(Finding(" ".join(tracks), " ".join(filter(None, costs))))
+        if kind.control is not None:
+            findings += [_control(control, row, judge) for control in rows if control.optimizer == kind.control]
+    if contender(baseline.optimizer).control is not None:
+        findings += [
+            _control(control, baseline, judge)
+            for control in rows
+            if control.optimizer == contender(baseline.optimizer).control
+        ]
     findings += [_edge(row) for row in rows if row.edge]
     findings += [
-        Finding(f"{row.label}: {row.diverged} of {row.trials} trials diverged.") for row in rows if row.diverged
+        Finding(f"{row.label}: {row.diverged} of {row.trials} trials of its tuning diverged.")
+        for row in rows
+        if row.diverged
     ]
     return findings
 
 
-def _loss(baseline: Row, row: Row, unit: str) -> str:
-    """Who ends lower on the test split. A difference is claimed only if the ranges over the seeds do not overlap."""
-    if row.test is None or baseline.test is None:
-        missing = row if row.test is None else baseline
-        return f"{row.label} cannot be compared with {baseline.label}: {missing.label} has no test loss at every seed."
-    mine, theirs = row.test, baseline.test
-    numbers = (
-        f"{mine.mean:.4f} against {theirs.mean:.4f} {unit} on the test split "
-        f"({100 * (mine.mean / theirs.mean - 1):+.2f} %)"
-    )
-    seeds = len(mine.values)
-    if seeds == 1:
-        return f"{row.label} ends at {numbers}; with one seed there is no spread to tell a difference from chance."
-    if mine.high < theirs.low:
-        return f"{row.label} beats {baseline.label}: {numbers}, and the ranges over {seeds} seeds do not overlap."
-    if theirs.high < mine.low:
-        return f"{row.label} loses to {baseline.label}: {numbers}, and the ranges over {seeds} seeds do not overlap."
+def compared(row: Row, baseline: Row, track: Track | None, judge: Judge) -> str:
+    """An entry on one track against the tuned baseline. A difference is claimed if its interval excludes zero."""
+    if track is None:
+        return f"every trial of {row.label} diverged."
+    if track.diverged:
+        return f"{row.label} diverged on {track.diverged} of {len(track.trials)} seeds."
+    if track.difference is None:
+        return f"{baseline.label} diverged on a seed, so {row.label} cannot be held against it."
+    return f"{sentence(row.label, baseline.label, track.difference, judge)}."
+
+
+def sentence(mine: str, theirs: str, difference: Paired, judge: Judge) -> str:
+    """One comparison in words and numbers, without the full stop."""
+    numbers = interval(difference, judge)
+    seeds = difference.seeds
+    if seeds < CLAIM_SEEDS:
+        return f"{mine} and {theirs} differ by {numbers} in {judge.name}; {seeds} seeds support no claim"
+    if difference.seen:
+        word = "better" if difference.mean < 0 else "worse"
+        return f"{mine} is {word} than {theirs}: {numbers} in {judge.name}, {seeds} paired seeds"
+    shown = difference.smallest_shown * judge.factor
     return (
-        f"No difference seen between {row.label} and {baseline.label}: {numbers}, "
-        f"and the ranges over {seeds} seeds overlap."
+        f"no difference seen between {mine} and {theirs}: {numbers} in {judge.name}, {seeds} paired seeds, which "
+        f"would have shown {shown:.{judge.digits}f}"
     )
 
 
-def _reach(baseline: Row, row: Row, spec: Spec) -> str:
-    """Steps to the baseline's best validation loss."""
-    if row.reach is None:
+def interval(difference: Paired, judge: Judge, unit: bool = True) -> str:
+    """Mean and 95 % interval in the judge's own unit and direction. `unit`: whether to name it."""
+    sign = -1.0 if judge.higher_is_better else 1.0
+    low, high = sorted(sign * judge.factor * end for end in difference.interval)
+    mean = sign * judge.factor * difference.mean
+    number = f"{mean:+.{judge.digits}f}" + (f" {judge.unit}" if unit and judge.unit else "")
+    if difference.seeds < 2:
+        return f"{number} (one seed)"
+    return f"{number} [{low:+.{judge.digits}f}, {high:+.{judge.digits}f}]"
+
+
+def _dropped(row: Row, baseline: Row, judge: Judge) -> str:
+    if row.drop_in is None:
+        return f"its learning rate is {contender(row.optimizer).lr_unit}, so it cannot take {baseline.label}'s."
+    return compared(row, baseline, row.drop_in, judge)
+
+
+def _reach(baseline: Row, row: Row, spec: Spec, judge: Judge) -> str:
+    """Steps to the tuned baseline's frozen target."""
+    if row.tuned is None or spec.judge:
         return ""
-    goal = f"{baseline.label}'s best validation loss"
-    seeds = len(row.reach.steps)
-    if row.reach.reached == 0:
-        return f"It did not reach {goal} within {spec.steps} steps."
-    if row.reach.median is None:
-        return f"It reached {goal} in {row.reach.reached} of {seeds} seeds."
-    return f"It reached {goal} after {row.reach.median:g} of {spec.steps} steps ({row.reach.reached} of {seeds} seeds)."
+    reach, goal = row.tuned.reach, f"{baseline.label}'s target loss"
+    seeds = len(reach.steps)
+    if reach.reached == 0:
+        return f"Tuned, it did not reach {goal} within {spec.steps} steps."
+    if reach.median is None:
+        return f"Tuned, it reached {goal} in {reach.reached} of {seeds} seeds."
+    theirs = baseline.tuned.reach.median if baseline.tuned else None
+    beside = "" if theirs is None else f", {baseline.label} after {theirs:g}"
+    return f"Tuned, it reached {goal} after {reach.median:g} of {spec.steps} steps ({reach.reached}/{seeds}){beside}."
 
 
 def _time(baseline: Row, row: Row) -> str:
@@ -92,23 +129,23 @@ def _time(baseline: Row, row: Row) -> str:
 
 def _memory(baseline: Row, row: Row) -> str:
     mine, theirs = row.state_bytes_per_parameter, baseline.state_bytes_per_parameter
-    if mine is None or theirs is None:
+    if mine is None or theirs is None or mine == theirs:
         return ""
     return f"State: {mine:.2f} bytes per parameter against {theirs:.2f}."
 
 
-def _control(control: Row, row: Row) -> str:
-    """What the control is, and what follows from the comparison with it."""
-    what = f"{control.label} is momentum SGD at {row.label}'s learning rates divided by lambda, with as many trials"
-    if row.test is None or control.test is None or len(row.test.values) == 1:
-        return f"{what}."
-    if row.test.high < control.test.low and (control.edge or control.diverged):
-        return (
-            f"{what}. These do not suit it, so the difference may not be the curvature's: add sgd, with its own grid."
-        )
-    if row.test.high < control.test.low:
-        return f"{what}: here the curvature helps."
-    return f"{what}: that the curvature helps is not seen here."
+def _control(control: Row, row: Row, judge: Judge) -> Finding:
+    """AdaFisher against momentum SGD at its learning rate divided by its damping, and what that shows."""
+    where, details = control.drop_in, _curvature(row)
+    what = f"{control.label} is momentum SGD at {row.label}'s learning rate divided by lambda"
+    if row.tuned is None or where is None or row.tuned.test is None:
+        return Finding(f"{what}; there is nothing to hold them against each other by.", details)
+    if where.test is None:
+        return Finding(f"{what}, and diverged on {where.diverged} of {len(where.trials)} seeds.", details)
+    difference = paired(row.tuned.test.values, where.test.values)
+    helps = ": here the curvature helps" if difference.seen and difference.mean < 0 else ""
+    loss = Judge("test loss", judge.unit if judge.name == "test loss" else "")
+    return Finding(f"{what}; {sentence(row.label, control.label, difference, loss)}{helps}.", details)
 
 
 def _curvature(row: Row) -> str:
@@ -125,5 +162,5 @@ def _curvature(row: Row) -> str:
 def _edge(row: Row) -> Finding:
     return Finding(
         f"{row.label}'s best learning rate is the {row.edge} of its grid.",
-        "A wider grid might have helped it, so read its loss as an upper bound.",
+        "A wider grid might have helped it, so its loss is an upper bound.",
     )

@@ -1,9 +1,12 @@
-"""Comparisons small enough for tests: the real task and model, a few kilobytes of text, a handful of steps."""
+"""Studies small enough for tests: the real task and model, a few kilobytes of text, a handful of steps."""
 
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.lab.records import spec
+
 from fisheropt_lab.spec import Spec
+from fisheropt_lab.tasks.digits.task import DigitsSettings, DigitsTask
 from fisheropt_lab.tasks.text.task import TextSettings, TextTask
 
 SENTENCES = "".join(f"Sentence number {i} is here, and {i * i % 97} is its remainder.\n" for i in range(120))
@@ -21,19 +24,31 @@ def small_task(folder: Path) -> TextTask:
 
 
 def small_spec(task: TextTask, lrs: dict[str, tuple[float, ...]], **changes: object) -> Spec:
-    spec = {
-        "task": "text",
-        "preset": "default",
+    small = {
         "settings": asdict(task.settings),
         "data": task.describe_data(),
-        "lrs": lrs,
         "steps": 8,
         "warmup": 2,
         "eval_every": 3,
-        "seeds": (0, 1),
-        "grad_clip": 1.0,
+        "seeds": (1, 2),
         "backend": "eager",
-        "device": "cpu",
         "threads": 1,
     }
-    return Spec(**(spec | changes))
+    return spec(lrs, **(small | changes))
+
+
+def digits_spec(lrs: dict[str, tuple[float, ...]], **changes: object) -> Spec:
+    """The quickest study there is: a few steps of the convolutional network."""
+    settings = DigitsSettings(batch_size=8)
+    small = {
+        "task": "digits",
+        "settings": asdict(settings),
+        "data": DigitsTask(settings).describe_data(),
+        "steps": 6,
+        "warmup": 1,
+        "eval_every": 3,
+        "seeds": (1, 2),
+        "backend": "eager",
+        "threads": 1,
+    }
+    return spec(lrs, **(small | changes))

@@ -12,6 +12,7 @@ from tests.lab.small import text_file
 from fisheropt_lab import cli
 from fisheropt_lab.models.convnet import ConvNet
 from fisheropt_lab.optimizers import CONTENDERS
+from fisheropt_lab.run_folder import RunFolder
 
 SHORT = ("--batch-size", "2", "--seq-len", "16", "--threads", "1")
 
@@ -55,6 +56,21 @@ def fisheropt(monkeypatch, capsys, tmp_path):
         ("compare text --lrs 1e-3,fast", "--lrs takes numbers (1e-3,2e-3) or multiples (x0.5,x1,x2), not 'fast'"),
         ("compare text --lrs 1e-3,0.001", "--lrs names a value twice: 1e-3,0.001"),
         ("compare text --steps 0", "--steps must be at least 1, not 0"),
+        ("compare text --jobs 0", "--jobs must be at least 1, not 0"),
+        ("compare text --tune beta2", "unknown --tune 'beta2'; known are lr, lr,weight_decay,beta2"),
+        ("compare text --tokenizer t.json", "--tokenizer needs --data"),
+        ("compare text --executor kubernetes", "unknown executor 'kubernetes'; known are local, slurm"),
+        ("compare text --cluster timeout_min=5", "--cluster applies to --executor slurm only"),
+        ("compare digits --set loss", "--set takes NAME=VALUE, not 'loss'"),
+        ("compare digits --set colour=red", "--set colour does not apply to digits"),
+        ("compare digits --set loss=hinge", "unknown loss 'hinge'; known are cross-entropy, squared"),
+        ("ablate exponant", "unknown ablation 'exponant'; did you mean 'exponent'?"),
+        ("ablate exponent --task speach", "unknown task 'speach'"),
+        ("ablate loss --task text", "text has one loss only; tasks with a choice of losses: "),
+        ("info --size 1b", "the options are those of a task: name one"),
+        ("info text --size 2b", "unknown size '2b'; known are tiny, small, base, 1b"),
+        ("results .", ". holds no run"),
+        ("plot .", ". holds no run"),
         ("compare text --seeds 0", "--seeds must be at least 1, not 0"),
         ("compare text --data missing.txt", "no such file or folder: "),
         ("compare text --device gpu", "unknown device 'gpu'; try cpu or cuda"),
@@ -109,7 +125,10 @@ def test_a_device_that_is_not_there(fisheropt):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["report", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("compare", "ablate", "results", "plot", "report", "info"))],
+)
 def test_help(fisheropt, arguments):
     code, out, err = fisheropt(*arguments)
     assert (code, err) == (0, "")
@@ -128,91 +147,131 @@ def test_info_names_a_backend_for_every_optimizer(fisheropt):
 
 
 def test_a_whole_comparison(fisheropt, tmp_path):
-    """Two optimizers, two learning rates, two seeds: all four artefacts, and the protocol in the numbers."""
+    """Two optimizers, two learning rates, two seeds: all artefacts, and the protocol in the numbers."""
     arguments = ("compare", "text", "--data", text_file(tmp_path), "--steps", "4", "--seeds", "2", "--lrs", "x0.5,x1")
-    code, out, err = fisheropt(*arguments, *SHORT, "--optimizers", "sgd,fadam")
+    arguments += (*SHORT, "--tune", "lr", "--jobs", "1", "--optimizers", "sgd,fadam")
+    code, out, err = fisheropt(*arguments)
     assert (code, err) == (0, "")
     run = tmp_path / "runs" / "text-default"
-    assert {"results.json", "table.md", "curves.png", "report.html"} < {path.name for path in run.iterdir()}
+    assert {"results.json", "table.md", "curves.png", "report.html", "sweep.sqlite"} < {
+        path.name for path in run.iterdir()
+    }
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     results = json.loads((run / "results.json").read_text())
     assert [row["optimizer"] for row in results["summary"]] == ["sgd", "fadam"]
-    assert len(results["trials"]) == 6
+    tuning = [trial for trial in results["trials"] if trial["seed"] == 0]
+    fresh = [trial for trial in results["trials"] if trial["seed"] != 0]
+    assert len(tuning) == 4
+    assert all(trial["test"] is None for trial in tuning)
+    assert all(trial["test"] is not None for trial in fresh)
+    assert {trial["seed"] for trial in fresh} == {1, 2}
     for row in results["summary"]:
-        assert len(row["test"]["nats/byte"]["per_seed"]) == 2
-        assert f"{row['validation']['nats/byte']['mean']:.4f}" in out
-    assert set(results["test_losses"]) == {
-        f"{row['optimizer']}-lr{row['best_lr']:g}-seed{seed}" for row in results["summary"] for seed in (0, 1)
-    }
-    assert not list(run.rglob("*.pt")), "weights and checkpoints are not needed any more"
-    assert re.findall(r"^(\d)/6 .* validation loss \d", out, re.MULTILINE) == list("123456")
+        assert f"{row['tuned']['test']['nats/byte']['mean']:.4f}" in out
+    assert not list(run.rglob("*.pt")), "checkpoints are not needed any more"
 
     table = (run / "table.md").read_text()
     (run / "table.md").unlink()
+    (run / "curves.png").unlink()
     assert fisheropt("report", run)[0] == 0
     assert (run / "table.md").read_text() == table
+    (run / "curves.png").unlink()
+    assert fisheropt("plot", run)[0] == 0
+    assert (run / "curves.png").exists()
 
-    code, _, err = fisheropt(*arguments, *SHORT, "--optimizers", "sgd,fadam", "--out", run)
+    code, out, _ = fisheropt("results", run, "--csv", "--optimizer", "fadam", "--seed", "0", "--sort", "lr")
+    lines = out.strip().splitlines()
+    assert code == 0
+    assert [line.split(",")[0] for line in lines] == ["id", "fadam-lr0.002-seed0", "fadam-lr0.004-seed0"]
+    assert "0 trainings" in fisheropt("results", run, "--diverged")[1]
+    assert f"{len(fresh)} trainings" in fisheropt("results", run, "--tested")[1]
+    assert "0 trainings" in fisheropt("results", run, "--option", "rho=0.5")[1]
+
+    code, _, err = fisheropt(*arguments, "--out", run)
     assert (code, err) == (
         2,
         f"fisheropt: {run} already holds a run; add --resume to continue it, or name another --out\n",
     )
-    code, _, err = fisheropt(*arguments, *SHORT, "--optimizers", "sgd,adamw", "--resume")
+    code, _, err = fisheropt(*arguments, "--resume", "--steps", "5")
     assert code == 2
-    assert err.startswith("fisheropt: runs/text-default holds a different run (lrs was ")
+    assert err.startswith("fisheropt: runs/text-default holds a different run (steps was 4, now 5")
+
+
+def test_an_ablation(fisheropt, tmp_path):
+    """The loss is a setting of the task: arms differ in it, and the accuracy judges."""
+    options = "--task digits --steps 3 --seeds 2 --lrs x1 --batch-size 8 --jobs 1"
+    code, _, err = fisheropt("ablate", "loss", *options.split())
+    assert (code, err) == (0, "")
+    run = tmp_path / "runs" / "digits-loss-default"
+    results = json.loads((run / "results.json").read_text())
+    rows = {row["key"]: row for row in results["summary"]}
+    assert list(rows) == ["fadam-cross-entropy", "fadam-squared error", "adam-cross-entropy", "adam-squared error"]
+    assert results["spec"]["judge"] == "accuracy"
+    trial = next(one for one in results["trials"] if one["options"] == {"loss": "squared"})
+    assert trial["id"].startswith("fadam-losssquared-lr")
+    for row in rows.values():
+        for track in ("tuned", "drop_in"):
+            ours = row[track]["metrics"]["accuracy"]["per_seed"]
+            theirs = rows["fadam-cross-entropy"]["tuned"]["metrics"]["accuracy"]["per_seed"]
+            expected = [b - a for a, b in zip(ours, theirs, strict=True)]
+            assert row[track]["difference"]["per_seed"] == pytest.approx(expected), "below zero is better"
+    page = (run / "report.html").read_text()
+    assert "A discrete likelihood, against a continuous one" in page
+    assert "nats/image" not in (run / "table.md").read_text()
+
+
+def test_info_of_a_task_counts_what_nobody_could_hold(fisheropt):
+    code, out, _ = fisheropt("info", "text", "--size", "1b")
+    assert code == 0
+    assert "1,066,964,992 parameters" in out
+    states = dict(re.findall(r"│ ([\w-]+) +│ [\d.]+ [KMGT]iB +│ ([\d.]+) ", out))
+    assert set(states) == set(CONTENDERS)
+    assert states["adamw"] == states["fadam"] == "8.00"
+    assert states["sgd"] == "4.00"
 
 
 def test_digits(fisheropt, tmp_path):
     """AdaFisher, its control and what F was: in the trials, the table, the verdict and the page."""
-    arguments = (
-        "compare digits --steps 12 --seeds 2 --lrs x0.5,x1 --batch-size 16 --threads 1 --optimizers sgd,adafisher"
-    )
-    code, out, err = fisheropt(*arguments.split())
+    arguments = "compare digits --steps 8 --seeds 2 --lrs x0.5,x1 --batch-size 16 --tune lr --jobs 1"
+    code, out, err = fisheropt(*arguments.split(), "--optimizers", "sgd,adafisher")
     assert (code, err) == (0, "")
     assert "SGD control: AdaFisher where its curvature changes nothing" in out
     run = tmp_path / "runs" / "digits-default"
-    assert {"results.json", "table.md", "curves.png", "report.html"} < {path.name for path in run.iterdir()}
     results = json.loads((run / "results.json").read_text())
 
-    lrs = results["spec"]["lrs"]
-    assert list(lrs) == ["sgd", "adafisher", "sgd-control"]
-    assert lrs["sgd-control"] == pytest.approx([lr / 1e-3 for lr in lrs["adafisher"]])
-    trials = [trial["trial"]["optimizer"] for trial in results["trials"]]
-    assert trials.count("sgd-control") == trials.count("adafisher") == trials.count("sgd") == 3
-
-    layers = {name: p.numel() for name, p in ConvNet().named_parameters()}
-    for trial in results["trials"]:
-        watched = trial["trial"]["optimizer"] == "adafisher"
-        assert {name: layer["entries"] for name, layer in trial["curvature"].items()} == (layers if watched else {})
+    entries = results["spec"]["entries"]
+    assert list(entries) == ["sgd", "adafisher", "sgd-control"]
+    assert entries["sgd-control"]["lrs"] == pytest.approx([lr / 1e-3 for lr in entries["adafisher"]["lrs"]])
     sgd, adafisher, control = results["summary"]
+    assert control["drop_in"]["lr"] == pytest.approx(adafisher["tuned"]["lr"] / 1e-3)
+    assert adafisher["drop_in"] is None, "its learning rate is in another unit"
     assert 0 <= adafisher["near_damping"]["of_weights"] <= 1
-    assert 0 <= adafisher["near_damping"]["median_layer"] <= 1
     assert sgd["near_damping"] is control["near_damping"] is None
-    assert 0 <= sgd["metrics"]["accuracy"]["mean"] <= 1
+    assert 0 <= sgd["tuned"]["metrics"]["accuracy"]["mean"] <= 1
 
     header, _, first, second, _ = (run / "table.md").read_text().splitlines()[:5]
-    assert "Test (accuracy %)" in header
+    assert "Test, tuned (accuracy %)" in header
     assert header.endswith("| F near lambda (% of weights) |")
     assert first.endswith("| - |")
     assert second.endswith(f"| {100 * adafisher['near_damping']['of_weights']:.1f} |")
-    (finding,) = [line for line in results["verdict"] if "AdaFisher's learning rates divided by lambda" in line]
+    (finding,) = [line for line in results["verdict"] if "AdaFisher's learning rate divided by lambda" in line]
     assert f"F was within 10 % of lambda in {100 * adafisher['near_damping']['of_weights']:.1f} % of the" in finding
     page = (run / "report.html").read_text()
-    assert all(f"<td>{name}</td>" in page for name in layers)
+    assert all(f"<td>{name}</td>" in page for name, _ in ConvNet().named_parameters())
 
 
 def test_ctrl_c_and_resume(tmp_path):
     """A real process and a real SIGINT: exit code 130, one line that says how to go on, and finished trials stay."""
     command = [sys.executable, "-m", "fisheropt_lab", "compare", "text", "--data", str(text_file(tmp_path))]
     command += [*SHORT, "--steps", "60", "--seeds", "1", "--lrs", "x0.5,x1", "--optimizers", "sgd,adamw"]
+    command += ["--tune", "lr", "--jobs", "1"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
     )
-    trials = tmp_path / "runs" / "text-default" / "trials"
-    while not (finished := list(trials.glob("*.json"))):
+    store = RunFolder(tmp_path / "runs" / "text-default").store
+    while not (store.exists() and (tmp_path / "runs" / "text-default" / "run.json").exists() and store.rows()):
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
@@ -220,9 +279,10 @@ def test_ctrl_c_and_resume(tmp_path):
     assert line.startswith("stopped; go on with:  fisheropt compare text ")
     assert line.endswith("--out runs/text-default --resume")
 
-    kept = {path: path.read_bytes() for path in finished}
+    kept = store.results()
     again = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stderr) == (0, "")
-    assert {path: path.read_bytes() for path in finished} == kept
+    after = store.results()
+    assert {trial: after[trial] for trial in kept} == kept
     assert "(done before)" in again.stdout
-    assert len(json.loads((trials.parent / "results.json").read_text())["trials"]) == 4
+    assert len(after) >= 6  # two learning rates of two optimizers, and a fresh seed of each

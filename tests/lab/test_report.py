@@ -3,12 +3,12 @@ import io
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from tests.lab.records import REPEATS, SEARCH, SPEC, STEP_TIMES, TEST_LOSSES
+from tests.lab.records import SPEC, STEP_TIMES, results
 
 from fisheropt_lab.files import write_json
 from fisheropt_lab.optimizers import CONTENDERS
@@ -33,24 +33,14 @@ MANIFEST = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A finished run with hand-made trials, and a trial left over that does not belong to its spec."""
+    """A finished run with hand-made trainings."""
     folder = RunFolder(tmp_path)
     folder.start(MANIFEST, resume=False)
-    for record in SEARCH + REPEATS:
-        write_json(folder.trial(record.trial), record.to_json())
-        if record.trial.id in TEST_LOSSES:
-            write_json(folder.test(record.trial), {"test_loss": TEST_LOSSES[record.trial.id]})
-    step_times = {
-        name: {
-            "optimizer_ms": time.optimizer_ms,
-            "optimizer_ms_quartiles": list(time.optimizer_ms_quartiles),
-            "training_ms": time.training_ms,
-            "rounds": time.rounds,
-        }
-        for name, time in STEP_TIMES.items()
-    }
-    timing = {"step_times": step_times, "first_step_seconds": dict.fromkeys(STEP_TIMES, 0.5), "finished": "then"}
-    write_json(folder.timing, timing)
+    for result in results().values():
+        folder.store.add(result)
+    folder.store.describe("frozen", {"target": 2.0})
+    times = {name: asdict(time) for name, time in STEP_TIMES.items()}
+    write_json(folder.timing, {"step_times": times, "first_step_seconds": {}, "finished": "then"})
     write_reports(load_outcome(folder), folder)
     return folder
 
@@ -58,40 +48,46 @@ def folder(tmp_path):
 def test_markdown_table(folder):
     lines = folder.table.read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:5]]
-    assert cells[0] == [
-        "Optimizer",
-        "Best lr",
-        "Validation (nats/byte)",
-        "Validation (bits/byte)",
-        "Test (nats/byte)",
-        "Test (bits/byte)",
-        "Steps to AdamW's best",
-        "Step time (optimizer ms)",
-        "Step time (training ms)",
-        "State (B/param)",
-    ]
+    columns = dict(zip(cells[0], zip(*cells[2:], strict=True), strict=True))
     bits = 1 / math.log(2)
-    test, spread = f"{1.8 * bits:.4f}", f"{0.1 * bits:.4f}"
-    assert cells[2][:3] == ["AdamW", "0.2", "2.1000 ± 0.1000"]
-    assert cells[3][:2] == ["FAdam", "0.4 *"]
-    assert cells[3][4:] == ["1.8000 ± 0.1000", f"{test} ± {spread}", "30 (2/3)", "3.00", "55.0", "8.00"]
-    assert cells[4] == ["SGD", "2", *["diverged"] * 4, "not reached", "1.00", "49.0", "4.00"]
-    assert "\\* the best learning rate is at the edge of the grid; SGD: 2 of 5 trials diverged." in lines[-1]
+    assert columns == {
+        "Optimizer": ("AdamW", "FAdam", "SGD"),
+        "lr": ("0.2", "0.4 *", "2"),
+        "Knobs": ("defaults",) * 3,
+        "Works at lr": ("0.1 to 0.2", "0.2 to 0.4", "1 to 2"),
+        "Test, tuned (nats/byte)": ("2.1000 ± 0.0707", "1.7800 ± 0.1304", "diverged"),
+        "Test, tuned (bits/byte)": (
+            f"{2.1 * bits:.4f} ± {0.070711 * bits:.4f}",
+            f"{1.78 * bits:.4f} ± 0.1881",
+            "diverged",
+        ),
+        "To AdamW, tuned (test loss, nats/byte, 95 %)": ("-", "-0.3200 [-0.4239, -0.2161]", "diverged 1/5"),
+        "To AdamW, drop-in (test loss, nats/byte, 95 %)": ("-", "-0.0000 [-0.1242, +0.1242]", "-"),
+        "Steps to target": ("30", "30 (4/5)", "not reached"),
+        "At equal time (nats/byte)": ("2.0300", "2.0867", "-"),
+        "Step time (optimizer ms)": ("2.00", "3.00", "1.00"),
+        "Step time (training ms)": ("50.0", "60.0", "49.0"),
+        "State (B/param)": ("8.00", "8.00", "4.00"),
+    }
+    assert "\\* the best learning rate is at the edge of the grid" in lines[-1]
+    assert lines[-1].endswith("SGD: 1 of 3 tuning trials diverged; SGD, tuned: 1 of 5 seeds diverged.")
 
 
-def test_results_json_has_the_table_and_all_it_is_made_of(folder):
-    results = json.loads(folder.results.read_text(encoding="utf-8"))
-    fadam = results["summary"][1]
-    assert fadam["test"]["nats/byte"].pop("per_seed") == [1.7, 1.8, 1.9]
-    assert fadam["test"]["nats/byte"] == pytest.approx({"mean": 1.8, "std": 0.1, "min": 1.7, "max": 1.9})
-    assert fadam["test"]["bits/byte"]["mean"] == pytest.approx(1.8 / math.log(2))
-    assert fadam["steps_to_baseline"] == {"median": 30, "per_seed": [20, 30, None]}
-    assert results["spec"] == json.loads(json.dumps(SPEC.to_json()))
-    assert results["environment"] == MANIFEST["environment"]
-    assert results["command"] == MANIFEST["command"]
-    assert results["test_losses"] == TEST_LOSSES
-    assert [trial["train_loss"] for trial in results["trials"]] == [r.train_loss for r in SEARCH + REPEATS]
-    assert results["verdict"] == [str(finding) for finding in load_outcome(folder).verdict]
+def test_results_json_has_the_table_and_what_it_is_made_of(folder):
+    found = json.loads(folder.results.read_text(encoding="utf-8"))
+    fadam = found["summary"][1]["tuned"]
+    assert fadam["test"]["nats/byte"].pop("per_seed") == [1.7, 1.7, 2.0, 1.8, 1.7]
+    assert fadam["test"]["nats/byte"] == pytest.approx({"mean": 1.78, "std": 0.1304, "min": 1.7, "max": 2.0}, abs=1e-4)
+    assert fadam["difference"]["interval_95"] == pytest.approx([-0.4239, -0.2161], abs=1e-4)
+    assert fadam["difference"]["seen"] is True
+    assert fadam["steps_to_target"] == {"median": 30, "per_seed": [30, 30, 30, 30, None]}
+    assert found["summary"][2]["drop_in"] is None
+    assert found["spec"] == json.loads(json.dumps(SPEC.to_json()))
+    assert found["environment"] == MANIFEST["environment"]
+    assert found["command"] == MANIFEST["command"]
+    assert found["frozen"] == {"target": 2.0}
+    assert [trial["validation"] for trial in found["trials"]] == [r.record.validation_loss for r in results().values()]
+    assert found["verdict"] == [str(finding) for finding in load_outcome(folder).verdict]
 
 
 def test_reports_are_a_function_of_the_files(folder):
@@ -129,7 +125,7 @@ def test_the_page_holds_everything_and_loads_nothing(folder):
         MANIFEST["command"],
         "A CPU",
         "torch 2.13.0",
-        "1.8000 ± 0.1000",
+        "1.7800 ± 0.1304",
     ):
         assert text in page.text
     assert "<angle brackets> & an ampersand" in page.text  # escaped in the source
@@ -154,6 +150,6 @@ def test_the_terminal_table_fits_eighty_columns(folder):
     Console(width=80, file=stream).print(terminal_table(load_outcome(folder)))
     text = stream.getvalue()
     assert "…" not in text
-    assert "1.8000 ± 0.1000" in text
+    assert "1.7800 ± 0.1304" in text
     for row in ("AdamW", "FAdam", "SGD"):
         assert CONTENDERS[row.lower()].label in text

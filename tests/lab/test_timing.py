@@ -1,7 +1,7 @@
 import pytest
+from tests.lab.small import digits_spec
 
 from fisheropt_lab.optimizers import contender
-from fisheropt_lab.spec import Spec
 from fisheropt_lab.tasks.digits.task import DigitsSettings, DigitsTask
 from fisheropt_lab.timing import measure_step_times, typical
 
@@ -18,7 +18,7 @@ def test_an_expensive_step_in_ten_is_not_hidden():
 
 
 def test_the_control_has_the_grid_of_its_owner_at_its_damping():
-    assert contender("adafisher").control_lrs((0.0025, 0.01, 0.1)) == (2.5, 10.0, 100.0)
+    assert [contender("adafisher").control_lr(lr) for lr in (0.0025, 0.01, 0.1)] == [2.5, 10.0, 100.0]
 
 
 def test_watched_models_are_not_shared(monkeypatch):
@@ -28,8 +28,7 @@ def test_watched_models_are_not_shared(monkeypatch):
     made = []
     monkeypatch.setattr(task, "model", lambda seed: made.append(DigitsTask.model(task, seed)) or made[-1])
     lrs = {"adafisher": (1.0,), "sgd": (1.0,), "adamw": (1.0,), "adafisherw": (1.0,)}
-    spec = Spec("digits", "default", {}, {}, lrs, 1, 1, 1, (0,), 1.0, "auto", "cpu", 1)
-    times = measure_step_times(task, spec)
+    times = measure_step_times(task, digits_spec(lrs))
     assert list(times) == list(lrs)
     assert all(time.rounds == 30 for time in times.values())
     assert len(made) == 3  # one is shared

@@ -70,7 +70,7 @@ class Watched:
 
 def test_every_optimizer_sees_the_same_batches_and_initial_weights(tmp_path, task):
     watched = {}
-    spec = small_spec(task, {name: (contender.lr,) for name, contender in CONTENDERS.items()}, steps=3)
+    spec = small_spec(task, {name: (contender.lr,) for name, contender in CONTENDERS.items()}, steps=2)
     for name, contender in CONTENDERS.items():
         watched[name] = Watched(task)
         run_trial(watched[name], spec, Trial(name, contender.lr, 0), Checkpoints(tmp_path / f"{name}.pt"), ignore)

@@ -1,64 +1,79 @@
 from dataclasses import replace
 
 import pytest
-from tests.lab.records import REPEATS, SEARCH, SPEC, STEP_TIMES, TEST_LOSSES, record, spec
+from tests.lab.records import ADAMW, CHOICES, RECORDS, SPEC, STEP_TIMES, TRACKS, fresh, results, spec
 
+from fisheropt_lab.intervals import paired
 from fisheropt_lab.summary import summarise
-from fisheropt_lab.verdict import verdict
+from fisheropt_lab.tracks import reported
+from fisheropt_lab.tuning import tune
+from fisheropt_lab.verdict import Judge, interval, verdict
 
-ROWS = summarise(SPEC, SEARCH + REPEATS, TEST_LOSSES, STEP_TIMES)
+LOSS = Judge("test loss", "nats/byte")
 
 
-def about_fadam(test_losses):
-    """The finding on FAdam if its three test losses had been these; AdamW's are 2.0, 2.1 and 2.2."""
-    changed = TEST_LOSSES | {f"fadam-lr0.4-seed{seed}": loss for seed, loss in enumerate(test_losses)}
-    rows = summarise(SPEC, SEARCH + REPEATS, changed, STEP_TIMES)
-    return str(verdict(SPEC, rows, "nats/byte")[0])
+def about_fadam(tuned, dropped=(2.1, 2.0, 2.3, 2.0, 2.1)):
+    """The finding on FAdam if its test losses had been these; AdamW's are 2.0, 2.1, 2.2, 2.1, 2.1."""
+    rows = summarise(SPEC, results(fresh(tuned, dropped)), CHOICES, TRACKS, STEP_TIMES)
+    return str(verdict(SPEC, rows, LOSS)[0])
 
 
 @pytest.mark.parametrize(
     ("losses", "sentence"),
     [
-        ((1.7, 1.8, 1.9), "FAdam beats AdamW: 1.8000 against 2.1000 nats/byte on the test split (-14.29 %), and"),
-        ((2.3, 2.4, 2.5), "FAdam loses to AdamW: 2.4000 against 2.1000 nats/byte on the test split (+14.29 %), and"),
-        ((1.9, 1.9, 2.05), "No difference seen between FAdam and AdamW: 1.9500 against 2.1000 nats/byte"),
-        ((2.0, 2.1, 2.2), "No difference seen between FAdam and AdamW: 2.1000 against 2.1000 nats/byte"),
+        ((1.7, 1.7, 2.0, 1.8, 1.7), "Tuned: FAdam is better than AdamW: -0.3200 nats/byte [-0.4239, -0.2161] in test"),
+        ((2.3, 2.5, 2.4, 2.4, 2.5), "Tuned: FAdam is worse than AdamW: +0.3200 nats/byte [+0.2161, +0.4239] in test"),
+        ((2.1, 2.0, 2.3, 2.1, 2.1), "Tuned: no difference seen between FAdam and AdamW: +0.0200 nats/byte [-0.0839, "),
+        (ADAMW, "Tuned: no difference seen between FAdam and AdamW: +0.0000 nats/byte"),
     ],
 )
-def test_a_difference_is_claimed_only_if_the_ranges_do_not_overlap(losses, sentence):
+def test_a_difference_is_claimed_only_if_its_interval_excludes_zero(losses, sentence):
     assert about_fadam(losses).startswith(sentence)
 
 
-def test_one_seed_shows_no_difference():
-    one = spec({name: (row.best_lr,) for name, row in zip(SPEC.optimizers, ROWS, strict=True)}, seeds=(0,))
-    rows = summarise(one, [SEARCH[1], SEARCH[5], SEARCH[7]], TEST_LOSSES, {})
-    paragraph = str(verdict(one, rows, "nats/byte")[0])
-    assert "with one seed there is no spread" in paragraph
-    assert "beats" not in paragraph
+def test_no_difference_seen_comes_with_what_would_have_been_seen():
+    shown = paired((2.1, 2.0, 2.3, 2.0, 2.1), ADAMW).smallest_shown
+    assert f"5 paired seeds, which would have shown {shown:.4f}." in about_fadam((2.1, 2.0, 2.3, 2.0, 2.1))
+
+
+def test_both_tracks_are_always_there():
+    finding = about_fadam((1.7, 1.7, 2.0, 1.8, 1.7), dropped=(2.3, 2.5, 2.4, 2.4, 2.5))
+    assert "Tuned: FAdam is better than AdamW" in finding
+    assert "Drop-in: FAdam is worse than AdamW" in finding
+    sgd = str(verdict(SPEC, summarise(SPEC, results(), CHOICES, TRACKS, {}), LOSS)[1])
+    assert "Tuned: SGD diverged on 1 of 5 seeds." in sgd
+    assert "Drop-in: its learning rate is a multiple of the gradient, so it cannot take AdamW's." in sgd
+
+
+def test_few_seeds_support_no_claim():
+    few = spec({name: entry.lrs for name, entry in SPEC.entries.items()}, seeds=(1, 2, 3))
+    choices = tune(few, RECORDS).choices
+    rows = summarise(few, results(), choices, reported(few, choices), {})
+    finding = str(verdict(few, rows, LOSS)[0])
+    assert "3 seeds support no claim" in finding
+    assert "better" not in finding
 
 
 def test_speed_and_cost():
-    paragraph = about_fadam((1.7, 1.8, 1.9))
-    assert "after 30 of 40 steps (2 of 3 seeds)." in paragraph
-    assert "takes 1.10 times as long as with AdamW." in paragraph
-    assert "State: 8.00 bytes per parameter against 8.00." in paragraph
+    finding = about_fadam((1.7, 1.7, 2.0, 1.8, 1.7))
+    assert "Tuned, it reached AdamW's target loss after 30 of 40 steps (4/5), AdamW after 30." in finding
+    assert "takes 1.20 times as long as with AdamW." in finding
 
 
-def test_what_cannot_be_compared_is_said():
-    sgd, edge, diverged = map(str, verdict(SPEC, ROWS, "nats/byte")[1:])
-    assert sgd.startswith("SGD cannot be compared with AdamW: SGD has no test loss at every seed. It did not reach")
+def test_what_limits_the_findings_is_said():
+    *_, edge, diverged = map(str, verdict(SPEC, summarise(SPEC, results(), CHOICES, TRACKS, STEP_TIMES), LOSS))
     assert edge.startswith("FAdam's best learning rate is the highest of its grid. A wider grid might have helped")
-    assert diverged == "SGD: 2 of 5 trials diverged."
+    assert diverged == "SGD: 1 of 3 trials of its tuning diverged."
 
 
 def test_a_baseline_that_diverged_is_said():
-    diverged = [record("adamw", lr, 0, None) for lr in SPEC.lrs["adamw"]]
-    rows = summarise(SPEC, diverged + SEARCH[3:] + REPEATS[1:2], TEST_LOSSES, STEP_TIMES)
-    assert verdict(SPEC, rows, "nats/byte")[0].headline == (
-        "FAdam cannot be compared with AdamW: AdamW has no test loss at every seed."
-    )
+    mine = [(one, test) for one, test in fresh() if one.trial.optimizer != "adamw"]
+    theirs = [(replace(one, validation_loss=None), None) for one, _ in fresh() if one.trial.optimizer == "adamw"]
+    rows = summarise(SPEC, results(mine + theirs), CHOICES, TRACKS, {})
+    assert "AdamW diverged on a seed, so FAdam cannot be held against it." in str(verdict(SPEC, rows, LOSS)[0])
 
 
-def test_a_slower_step_is_not_hidden():
-    slow = [replace(row, step_time=replace(row.step_time, training_ms=500.0)) for row in ROWS[1:2]]
-    assert "takes 10.00 times as long" in verdict(SPEC, [ROWS[0], *slow], "nats/byte")[0].details
+def test_an_accuracy_is_quoted_in_its_own_direction():
+    judge = Judge("accuracy", "%", 100.0, 1, higher_is_better=True)
+    better = paired((0.90, 0.91, 0.90, 0.92, 0.91), (0.94, 0.95, 0.94, 0.96, 0.95))  # theirs minus mine: below zero
+    assert interval(better, judge) == "+4.0 % [+4.0, +4.0]"

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from fisheropt_lab import machine
-from fisheropt_lab.commands.compare import INTERRUPTED
+from fisheropt_lab.commands.studying import INTERRUPTED
 from fisheropt_lab.options import known, positive
 from fisheropt_lab.show import DEMONSTRATIONS
 from fisheropt_lab.show.folder import ShowFolder, run_demonstration

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fisheropt_lab import machine
-from fisheropt_lab.comparison import timestamp
+from fisheropt_lab.clock import timestamp
 from fisheropt_lab.errors import LabError
 from fisheropt_lab.files import default_folder, write_json
 from fisheropt_lab.optimizers import CONTENDERS, backends_of, state_bytes

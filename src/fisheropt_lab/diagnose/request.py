@@ -73,4 +73,4 @@ def plan_of(request: DiagnoseRequest, default_lr: float) -> Plan:
 
 def load(task: str) -> Task:
     """The task at its smallest size."""
-    return TASKS[task].setup(Asked()).load()
+    return TASKS[task].load(TASKS[task].setup(Asked()).settings)

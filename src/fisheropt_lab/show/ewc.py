@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fisheropt.fisher import EWC
-from fisheropt_lab.report.curves import OKABE_ITO
+from fisheropt_lab.report.style import OKABE_ITO
 from fisheropt_lab.show.demonstration import (
     Demonstration,
     Run,

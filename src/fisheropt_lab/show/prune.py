@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fisheropt.fisher import fisher_saliency, prune_by_saliency
-from fisheropt_lab.report.curves import OKABE_ITO
+from fisheropt_lab.report.style import OKABE_ITO
 from fisheropt_lab.show.demonstration import (
     Demonstration,
     Run,

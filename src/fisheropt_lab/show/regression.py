@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from fisheropt import FAdam
 from fisheropt.losses import HLGauss, TwoHot
-from fisheropt_lab.report.curves import OKABE_ITO
+from fisheropt_lab.report.style import OKABE_ITO
 from fisheropt_lab.show.demonstration import (
     Demonstration,
     Run,

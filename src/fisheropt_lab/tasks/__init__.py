@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fisheropt_lab.tasks.digits.task import DIGITS
-from fisheropt_lab.tasks.protocol import Asked, Metric, Task, TaskKind, Unit
+from fisheropt_lab.tasks.protocol import Asked, Metric, Outline, Setup, Task, TaskKind, Unit
 from fisheropt_lab.tasks.text.task import TEXT
 
 TASKS: dict[str, TaskKind] = {"text": TEXT, "digits": DIGITS}
 
-__all__ = ["TASKS", "Asked", "Metric", "Task", "TaskKind", "Unit"]
+__all__ = ["TASKS", "Asked", "Metric", "Outline", "Setup", "Task", "TaskKind", "Unit"]

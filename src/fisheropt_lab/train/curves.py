@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fisheropt_lab.files import PARTIAL
-from fisheropt_lab.report.curves import OKABE_ITO
+from fisheropt_lab.report.style import OKABE_ITO
 from fisheropt_lab.train.folder import Line
 
 BLUE, VERMILION, GREEN = OKABE_ITO[:3]

@@ -72,7 +72,7 @@ def prepare(request: TrainRequest, device: torch.device) -> tuple[TextTask, Plan
     )
     rows_per_micro_batch(setup.settings["batch_size"], _from_torchrun("WORLD_SIZE"), execution.accumulate)
     backends_on(device, kind.name, request.backend)
-    task = setup.load()
+    task = TEXT.load(setup.settings)
     assert isinstance(task, TextTask)
     plan = Plan(
         task=request.task,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fisheropt_lab.models.convnet import ConvNet
-from fisheropt_lab.options import positive
+from fisheropt_lab.options import known, positive
+from fisheropt_lab.record import Exhibit
 from fisheropt_lab.tasks.digits.images import SHARES, SOURCE, digest, load_images
-from fisheropt_lab.tasks.protocol import Asked, Batch, Metric, Setup, Split, TaskKind, Unit
+from fisheropt_lab.tasks.protocol import Asked, Batch, Metric, Outline, Setup, Split, TaskKind, Unit
 
 STEPS = 600
 BATCH_SIZE = 32  # images
+CLASSES = 10
+LOSSES = ("cross-entropy", "squared")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class DigitsSettings:
     """The part of a comparison's spec that only this task understands."""
 
     batch_size: int
+    loss: str = LOSSES[0]  # "squared": the error of the logits against the one-hot digit, a Gaussian likelihood
 
 
 class DigitsTask:
@@ -69,9 +74,9 @@ class DigitsTask:
         return train.pixels[chosen], train.digits[chosen]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy per image, in nats."""
+        """Mean cross-entropy per image, in nats; or the mean squared error of the logits."""
         pixels, digits = batch  # (B, 1, 8, 8), (B,)
-        return nn.functional.cross_entropy(model(pixels).float(), digits)  # ()
+        return digits_loss(self.settings.loss, model(pixels), digits)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split, device: torch.device) -> float:
@@ -84,22 +89,50 @@ class DigitsTask:
         pixels, digits = self._all(split, device)
         return {"accuracy": (model(pixels).argmax(dim=-1) == digits).double().mean().item()}
 
+    def exhibits(self, model: nn.Module, device: torch.device) -> Iterable[Exhibit]:
+        return ()
+
     def _all(self, split: Split, device: torch.device) -> Batch:
         part = self.parts[split]
         return part.pixels.to(device), part.digits.to(device)
 
 
+def digits_loss(name: str, logits: Tensor, digits: Tensor) -> Tensor:
+    """The mean over a batch of the named loss: logits (B, 10), digits (B,) -> ()"""
+    if name == "squared":
+        return nn.functional.mse_loss(logits.float(), nn.functional.one_hot(digits, CLASSES).float())
+    return nn.functional.cross_entropy(logits.float(), digits)
+
+
 def _setup(asked: Asked) -> Setup:
-    settings = DigitsSettings(positive("--batch-size", asked.batch_size, BATCH_SIZE))
-    return Setup(asdict(settings), STEPS, lambda: DigitsTask(settings))
+    settings = DigitsSettings(
+        batch_size=positive("--batch-size", asked.batch_size, BATCH_SIZE),
+        loss=known("loss", asked.set.get("loss", LOSSES[0]), LOSSES),
+    )
+    return Setup(asdict(settings), STEPS)
+
+
+def _load(settings: Mapping[str, Any]) -> DigitsTask:
+    return DigitsTask(DigitsSettings(**settings))
+
+
+def _outline(settings: Mapping[str, Any]) -> Outline:
+    chosen = DigitsSettings(**settings)
+    with torch.device("meta"):
+        model = ConvNet()
+        pixels, digits = torch.empty(chosen.batch_size, 1, 8, 8), torch.empty(chosen.batch_size, dtype=torch.int64)
+    return Outline(model, lambda net: digits_loss(chosen.loss, net(pixels), digits), f"{chosen.batch_size} images")
 
 
 DIGITS = TaskKind(
     about="a small convolutional network on handwritten digits",
     units=(Unit("nats/image", 1.0),),
-    optimizers="adafisher,sgd,adamw,fadam",
-    options=frozenset({"batch_size"}),
+    optimizers="adamw,fadam,adafisher,sgd",
+    options=frozenset({"batch_size", "loss"}),
     setup=_setup,
-    metrics=(Metric("accuracy", "%", 100.0, 2),),
+    load=_load,
+    outline=_outline,
+    metrics=(Metric("accuracy", "%", 100.0, 2, higher_is_better=True),),
     lrs={"adafisher": 2.5e-3, "adafisherw": 2.5e-3, "sgd": 0.125, "adamw": 1.6e-2, "fadam": 8e-3},
+    losses={"cross-entropy": {"loss": "cross-entropy"}, "squared error": {"loss": "squared"}},
 )

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from fisheropt_lab.errors import LabError
-from fisheropt_lab.tasks.text.bytetext import Bytes, ByteText
 from fisheropt_lab.tasks.text.corpus import TRAIN, VALIDATION, Corpus
+from fisheropt_lab.tasks.text.tokens import Tokens, TokenText
 
 # Not prose, not the standard library, or (pydoc_data) read as topics instead.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data", "__pycache__"}
@@ -40,7 +40,7 @@ def python_docs() -> Corpus:
         source=f"documentation prose of CPython {platform.python_version()} (reference topics and docstrings)",
         how_split="by document, about 90/5/5, by a hash of its name",
         sha256=sha.hexdigest(),
-        **{split: ByteText([_array(chunks)]) for split, chunks in parts.items()},
+        **{split: TokenText([_array(chunks)]) for split, chunks in parts.items()},
     )
 
 
@@ -94,5 +94,5 @@ def _docstrings_of(path: Path) -> list[str]:
     return [docstring for docstring in found if docstring]
 
 
-def _array(chunks: list[bytes]) -> Bytes:
+def _array(chunks: list[bytes]) -> Tokens:
     return np.frombuffer(b"".join(chunks), dtype=np.uint8)

@@ -1,33 +1,51 @@
-"""The user's own text: one UTF-8 file, or a folder of them, of any size."""
+"""The user's own text: a file, or a folder of them, of any size."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fisheropt_lab.errors import LabError
-from fisheropt_lab.tasks.text.bytetext import ByteText, FileSpan
 from fisheropt_lab.tasks.text.corpus import TRAIN, VALIDATION, Corpus
+from fisheropt_lab.tasks.text.reading import COMPRESSED, JSON_LINES, PROSE, is_plain, is_text
+from fisheropt_lab.tasks.text.spool import spool
+from fisheropt_lab.tasks.text.tokens import FileSpan, TokenText
 
-TEXT_SUFFIXES = {".txt", ".text", ".md", ".markdown", ".rst", ".org", ".tex"}
 CHUNK = 1 << 20  # bytes read at a time while checking
 
 
-def user_text(path: Path) -> Corpus:
-    """The files of `path`, read as one long text: the first 90 % train, the next 5 % validate, the last 5 % test."""
+def user_text(path: Path, tokenizer: Path | None = None) -> Corpus:
+    """The files of `path`, read as one long text: the first 90 % train, the next 5 % validate, the last 5 % test.
+
+    Plain files are read where they lie; others are written out once (`fisheropt_lab.tasks.text.spool`).
+    """
     files = text_files(path)
-    sha = hashlib.sha256()
-    sizes = [check_utf8(file, sha) for file in files]
+    if tokenizer is None and all(map(is_plain, files)):
+        sha = hashlib.sha256()
+        sizes = [check_utf8(file, sha) for file in files]
+        return _corpus(path, files, sizes, files, "uint8", sha.hexdigest())
+    if tokenizer is not None and not tokenizer.is_file():
+        raise LabError(f"no such tokenizer file: {tokenizer}")
+    flat = spool(files, tokenizer)
+    corpus = _corpus(path, [flat.path], [flat.tokens], files, flat.dtype, flat.sha256)
+    return replace(corpus, vocabulary=flat.vocabulary, bytes_per_token=flat.text_bytes / flat.tokens)
+
+
+def _corpus(
+    path: Path, pieces: Sequence[Path], sizes: Sequence[int], files: Sequence[Path], dtype: str, sha256: str
+) -> Corpus:
     total = sum(sizes)
     if total == 0:
         raise LabError(f"{path} holds no text: it is empty")
     cuts = (0, int(total * TRAIN), int(total * (TRAIN + VALIDATION)), total)
-    train, validation, test = (_between(files, sizes, cuts[i], cuts[i + 1]) for i in range(3))
+    train, validation, test = (_between(pieces, sizes, dtype, cuts[i], cuts[i + 1]) for i in range(3))
     return Corpus(
         source=f"{path.name} ({len(files)} file{'s' if len(files) > 1 else ''})",
         how_split="contiguous, 90/5/5",
-        sha256=sha.hexdigest(),
+        sha256=sha256,
         train=train,
         validation=validation,
         test=test,
@@ -40,9 +58,10 @@ def text_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise LabError(f"no such file or folder: {path}")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file())
+    files = sorted(p for p in path.rglob("*") if is_text(p) and p.is_file())
     if not files:
-        raise LabError(f"no text files in {path} (looked for {', '.join(sorted(TEXT_SUFFIXES))})")
+        known = ", ".join(sorted(PROSE + JSON_LINES))
+        raise LabError(f"no text files in {path} (looked for {known}, also with {' or '.join(COMPRESSED)} after it)")
     return files
 
 
@@ -66,13 +85,13 @@ def check_utf8(path: Path, sha: hashlib._Hash) -> int:
         raise LabError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _between(files: list[Path], sizes: list[int], start: int, stop: int) -> ByteText:
-    """Bytes start..stop of the files taken as one text."""
+def _between(pieces: Sequence[Path], sizes: Sequence[int], dtype: str, start: int, stop: int) -> TokenText:
+    """Tokens start..stop of the pieces taken as one text."""
     spans = []
-    offset = 0  # where the file begins in the long text
-    for file, size in zip(files, sizes, strict=True):
+    offset = 0  # where the piece begins in the long text
+    for piece, size in zip(pieces, sizes, strict=True):
         first, last = max(start - offset, 0), min(stop - offset, size)
         if first < last:
-            spans.append(FileSpan(file, first, last))
+            spans.append(FileSpan(piece, first, last, dtype))
         offset += size
-    return ByteText(spans)
+    return TokenText(spans)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fisheropt_lab.tasks.text.bytetext import ByteText, FileSpan
+from fisheropt_lab.tasks.text.tokens import FileSpan, TokenText
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def text_and_bytes(tmp_path):
     path.write_bytes(b"abcdefghij")
     digits = np.frombuffer(b"0123", dtype=np.uint8)
     empty = np.empty(0, dtype=np.uint8)
-    return ByteText([digits, FileSpan(path, 2, 7), empty, FileSpan(path, 0, 1)]), b"0123" + b"cdefg" + b"a"
+    return TokenText([digits, FileSpan(path, 2, 7), empty, FileSpan(path, 0, 1)]), b"0123" + b"cdefg" + b"a"
 
 
 def test_every_window_reads_as_one_text(text_and_bytes):
@@ -24,7 +24,7 @@ def test_every_window_reads_as_one_text(text_and_bytes):
 
 @pytest.mark.parametrize(("start", "length"), [(-1, 2), (9, 2), (11, 0)])
 def test_window_outside_the_text(text_and_bytes, start, length):
-    with pytest.raises(IndexError, match="of a text of 10 bytes"):
+    with pytest.raises(IndexError, match="of a text of 10 tokens"):
         text_and_bytes[0].window(start, length)
 
 
@@ -44,6 +44,6 @@ def test_more_files_than_descriptors(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
     try:
-        assert ByteText(spans).window(0, 600).tobytes() == b"".join(b"%03d" % i for i in range(200))
+        assert TokenText(spans).window(0, 600).tobytes() == b"".join(b"%03d" % i for i in range(200))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
