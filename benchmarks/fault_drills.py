@@ -54,10 +54,10 @@ def plant(point: str) -> None:
     places = {
         "forward": (torch.nn.Embedding, "forward", 5),  # in the fifth step
         "optimizer": (torch.nn.utils, "clip_grad_norm_", 8),  # in the eighth
-        "shards": (filesystem, "_write_item", 40),
-        "digests": (checkpoints, "digest_of", 4),
+        "shards": (filesystem, "_write_item", 130),  # some ninety per checkpoint
+        "digests": (checkpoints, "digest_of", 2),  # process 1 reads one file per checkpoint
         "manifest": (manifest.Manifest, "to_text", 2),
-        "rename": (checkpoints.Path, "rename", 2),
+        "rename": (checkpoints, "_force_to_disk", 11),  # three files, manifest, folder; the rename; the parent folder
     }
     owner, name, countdown = places[point]
     original, calls = getattr(owner, name), 0

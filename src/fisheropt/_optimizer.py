@@ -195,6 +195,8 @@ class RuleOptimizer(Optimizer):
             if p.numel() == 0:
                 continue
             work = self._prepare(p, group)
+            if work.place is None and local(p).numel() == 0:
+                continue  # an empty shard, and no other process waits for it
             if work.place is None and (work.implementation.many is None or work.write_back):
                 self._run([work], group)  # at once: what was converted for one tensor is freed before the next
             else:
@@ -246,7 +248,9 @@ class RuleOptimizer(Optimizer):
             g = -g
         write_back: list[Callable[[], None]] = []
         x: Any = parameter_as_kept(p, group)
-        if not chosen.native or _declined(chosen, x, g, slots, group) is not None:
+        # a kernel's noise goes by where elements are in its tensor, that of a shard by where they are in the whole
+        noisy_shard = numbers is not None and any(isinstance(t, Stored) for t in (x, *slots))
+        if not chosen.native or noisy_shard or _declined(chosen, x, g, slots, group) is not None:
             slots = [None if slot is None else state[slot.name] for slot in kept]
             precision = working_dtype(p.dtype, group["state_dtype"])
             x, g = p.to(precision), g.to(precision)

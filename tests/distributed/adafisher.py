@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 
@@ -105,6 +106,24 @@ CHECKS["adafisher_fsdp2_minmax_before"] = (
     (2, 4),
 )
 CHECKS["adafisher_hsdp"] = lambda _: _compared(by_two_replicas), (4,)
+
+
+def _in_the_kernel(**options) -> float:
+    """float32, which the kernel for the CPU takes, also where shards are empty. What differs is the order of sums."""
+    model, reference = net().float(), net().float()
+    by_fsdp(model)
+    optimizers = [AdaFisher(m, **OPTIONS, **options) for m in (model, reference)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        train(model, optimizers[0], range(4), lambda step: share(tokens(step)))
+        train(reference, optimizers[1], range(4), tokens)
+    assert optimizers[0].backends() == optimizers[1].backends()
+    apart = _apart(model, reference)
+    return 0.0 if apart <= 1e-3 else apart
+
+
+CHECKS["adafisher_fsdp2_in_the_kernel"] = lambda _: _in_the_kernel(), (2, 4)
+CHECKS["adafisher_fsdp2_bfloat16_state"] = lambda _: _in_the_kernel(state_dtype=torch.bfloat16, seed=3), (2, 4)
 
 
 @check()

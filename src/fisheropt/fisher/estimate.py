@@ -10,6 +10,7 @@ SPEC section 5. F is per unit, averaged over units, of -log p in nats::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -109,8 +110,8 @@ def fisher_diag(
                 generator = torch.Generator(z.device).manual_seed(0)
             of_batch: dict[str, Tensor] = {}
             for pull, weight in pulls(question.likelihood, estimator, unit, z, targets, counts, n_samples, generator):
-                for name, part in squares.of(pull / units if batched else pull):
-                    part = part.mul_(weight if batched else weight / units)
+                # the weight goes in with the pull, where it costs nothing: what comes back is squared
+                for name, part in squares.of(pull * (1 / units if batched else math.sqrt(weight / units))):
                     of_batch[name] = of_batch[name].add_(part) if name in of_batch else part
             sums.add(of_batch, units, weight=1 if batched else units)
     if sums.units == 0:
@@ -142,15 +143,18 @@ class _Sums:
         self.units += units
         self._batches += 1
         self._weight += weight
+        if self._batches == 1:
+            self._mean = of_batch
+            return
         for name in self._mean.keys() | of_batch.keys():  # a parameter without influence on this batch has F = 0 there
             new = of_batch.get(name)
-            if name not in self._mean:
+            mean = self._mean.get(name)
+            if mean is None:
                 assert new is not None
-                self._mean[name], self._spread[name] = torch.zeros_like(new), torch.zeros_like(new)
-                if self._batches > 1:
-                    new = new.clone()
-            mean = self._mean[name]
-            difference = -mean if new is None else new - mean
+                mean = self._mean[name] = torch.zeros_like(new)
+            if name not in self._spread:
+                self._spread[name] = torch.zeros_like(mean)
+            difference = -mean if new is None else new.sub_(mean)
             mean.add_(difference, alpha=weight / self._weight)
             self._spread[name].addcmul_(difference, difference, value=weight * (self._weight - weight) / self._weight)
 

@@ -54,7 +54,9 @@ def prepare(request: TrainRequest, device: torch.device) -> tuple[TextTask, Plan
     precision = known("precision", request.precision, get_args(Precision))
     parallel = _parallel(request.parallel)
     if kind.watches and parallel == "fsdp2":
-        raise LabError(f"{kind.label} needs whole layers and cannot be sharded; use --parallel ddp")
+        raise LabError(
+            f"{kind.label}'s checkpoints are written for whole layers here, not for shards; use --parallel ddp"
+        )
     lr = kind.lr if request.lr is None else request.lr
     if not (math.isfinite(lr) and lr > 0):
         raise LabError(f"a learning rate must be positive and finite, not {lr}")
