@@ -3,7 +3,8 @@
 
 A backward pass is what a training step spends after its forward pass. Each contender takes turns with a forward and a
 backward pass on the same model and batch; its whole time, forward included, is divided by that of the backward pass
-next to it, and the table has the median of the ratios.
+next to it, and the table has the median of the ratios. It is the processor's time on one thread that is compared, so
+that what else the machine does falls on neither.
 
     python benchmarks/fisher.py                             # a minute
     python benchmarks/fisher.py --json benchmarks/results/fisher.json   # and fisher.md beside it
@@ -42,7 +43,7 @@ from fisheropt_lab.models.convnet import ConvNet
 from fisheropt_lab.models.palm import SIZES, Palm
 
 Diagonal = dict[str, Tensor]
-BATCHES = 8  # of a call of fisher_diag, which looks closer at the first one; its time is divided by them
+BATCHES = 4  # of a call of fisher_diag, which looks closer at the first one; its time is divided by them
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ TIMED: dict[str, Callable[[Case], Diagonal]] = {
 
 
 def timed(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def ratio(case: Case, contender: Callable[[Case], Diagonal], rounds: int) -> tuple[float, float]:
@@ -116,9 +117,9 @@ def ratio(case: Case, contender: Callable[[Case], Diagonal], rounds: int) -> tup
     found = []
     for i in range(rounds + 1):
         case.model.zero_grad()
-        start = time.perf_counter()
+        start = time.process_time()
         loss = case.loss()
-        forward = time.perf_counter() - start
+        forward = time.process_time() - start
         backward = timed(loss.backward)
         whole = timed(lambda: contender(case)) / BATCHES
         if i:  # the first round warms up
@@ -218,9 +219,10 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="turns per contender (default: 15)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns per contender (default: 5)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file, and a table beside it")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries compared
         differences = agreement()
