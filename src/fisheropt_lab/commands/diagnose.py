@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fisheropt_lab import machine
+from fisheropt_lab.clock import timestamp
 from fisheropt_lab.diagnose import (
     DiagnoseRequest,
     draw_picture,
@@ -24,7 +24,7 @@ from fisheropt_lab.diagnose import (
 )
 from fisheropt_lab.diagnose.request import OPTIMIZERS, STEPS, TASKS_WITH_FISHER, load, plan_of
 from fisheropt_lab.errors import LabError
-from fisheropt_lab.files import make_writable_folder, write_json, write_text
+from fisheropt_lab.files import default_folder, make_writable_folder, write_json, write_text
 from fisheropt_lab.optimizers import contender
 from fisheropt_lab.options import known
 from fisheropt_lab.tasks import TASKS
@@ -48,7 +48,7 @@ def diagnose(
     known("task", task, TASKS_WITH_FISHER)
     known("optimizer", optimizer, OPTIMIZERS)
     plan = plan_of(request, TASKS[task].lrs.get(optimizer, contender(optimizer).lr))
-    folder = out or _next_folder(f"diagnose-{task}")
+    folder = out or default_folder(f"diagnose-{task}", resume=False)
     if (folder / "monitor.jsonl").exists():
         raise LabError(f"{folder} already holds a diagnosis; name another --out")
     make_writable_folder(folder)
@@ -72,7 +72,7 @@ def diagnose(
     manifest = {
         "command": shlex.join(["fisheropt", *sys.argv[1:]]),
         "environment": machine.environment(torch.device("cpu"), plan.threads),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": timestamp(),
     }
     write_json(folder / "diagnosis.json", {**run.to_json(), **manifest})
     draw_picture(run, folder / "diagnosis.png")
@@ -80,12 +80,3 @@ def diagnose(
     console.print(terminal_table(run.looks[-1]))
     console.print(findings_table(run.looks[-1]))
     console.print(f"\n{folder / 'diagnosis.html'}", highlight=False, soft_wrap=True)
-
-
-def _next_folder(name: str) -> Path:
-    """runs/NAME, runs/NAME-2, ...: the first that does not exist."""
-    number, folder = 1, Path("runs") / name
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder

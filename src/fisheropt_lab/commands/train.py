@@ -87,6 +87,10 @@ def train(
     backend: Annotated[
         str, typer.Option(help="Backend of fisheropt's optimizers: auto, eager, compile, numba, triton.")
     ] = TrainRequest.backend,
+    monitor: Annotated[
+        int,
+        typer.Option(help="Steps between lines of monitor.jsonl: clip, epsilon, decay, spectrum of f; 0: no lines."),
+    ] = TrainRequest.monitor,
 ) -> None:
     """Train one model with one optimizer, on one process or, under torchrun, on many: metrics, checkpoints, a picture.
 
@@ -111,6 +115,7 @@ def train(
         keep,
         threads,
         backend,
+        monitor,
     )
     try:
         code = _train(request, choose_device(device), out, resume)

@@ -3,6 +3,7 @@
 train.json        the plan, the command, the machine: written first, compared on --resume
 metrics.jsonl     a line per step: loss, learning rate, norm of the gradient, seconds, and where due validation loss
 checkpoints/      step-N: complete ones, the newest last
+monitor.jsonl     with --monitor: what steps did to the parameters, a line per so many of them
 result.json       the end: losses, sizes, times
 curves.png
 """
@@ -27,6 +28,7 @@ class TrainFolder:
         self.root = root
         self.manifest = root / "train.json"
         self.metrics = root / "metrics.jsonl"
+        self.monitor = root / "monitor.jsonl"
         self.checkpoints = root / "checkpoints"
         self.result = root / "result.json"
         self.curves = root / "curves.png"
@@ -49,25 +51,29 @@ class TrainFolder:
 
     def lines(self) -> list[Line]:
         """The metrics so far; a last line that a killed process did not finish is left out."""
-        if not self.metrics.exists():
-            return []
-        found: list[Line] = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(text))
-            except ValueError:
-                break
-        return found
+        return _lines(self.metrics)
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of what came after the checkpoint that is gone on from."""
-        kept = [line for line in self.lines() if line["step"] <= step]
-        write_text(self.metrics, "".join(map(_text, kept)))
+        for path in (self.metrics, self.monitor):
+            if path is self.metrics or path.exists():
+                kept = [line for line in _lines(path) if line["step"] <= step]
+                write_text(path, "".join(map(_text, kept)))
 
     def append(self, line: Line) -> None:
         """Add a line, visible to readers at once."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(_text(line))
+
+
+def _lines(path: Path) -> list[Line]:
+    found: list[Line] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            break
+    return found
 
 
 def _text(line: Line) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fisheropt import Monitor
 from fisheropt_lab.clock import now
 from fisheropt_lab.errors import LabError
 from fisheropt_lab.optimizers import contender
@@ -67,6 +70,10 @@ class Training:
     def run(self, display: Display, wish: StopWish) -> End:
         """Train to the end, to a loss that is not finite, or until somebody wishes to stop; then there is a checkpoint
         of the last step."""
+        with self._monitored():
+            return self._run(display, wish)
+
+    def _run(self, display: Display, wish: StopWish) -> End:
         plan = self.plan
         while self.step < plan.steps:
             line, stopping = self._step(wish.signal)
@@ -128,6 +135,18 @@ class Training:
         self.seconds += now(world.device) - started
         line = {"step": self.step + 1, "loss": loss_of_all, "lr": lr, "grad_norm": norm, "seconds": self.seconds}
         return line, next((signal for signal, count in zip(SIGNALS, wishes, strict=True) if count), 0)
+
+    def _monitored(self) -> AbstractContextManager[Any]:
+        """Where the first process notes what steps do; its parameters are those of all."""
+        if not (self.execution.monitor and self.world.first):
+            return nullcontext()
+        return Monitor(
+            self.optimizer,
+            every=self.execution.monitor,
+            path=self.folder.monitor,
+            model=getattr(self.model, "module", self.model),  # inside DistributedDataParallel
+            step=self.step,
+        )
 
     def _build(self) -> Optimizer:
         try:

@@ -49,6 +49,7 @@ class Execution:
     keep: int  # complete checkpoints
     backend: str  # of fisheropt's optimizers
     threads: int  # per process
+    monitor: int  # steps between the lines of monitor.jsonl, 0: there is none
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -45,6 +45,7 @@ class TrainRequest:
     keep: int = 3
     threads: int | None = None
     backend: str = "auto"
+    monitor: int = 0
 
 
 def prepare(request: TrainRequest, device: torch.device) -> tuple[TextTask, Plan, Execution]:
@@ -57,6 +58,10 @@ def prepare(request: TrainRequest, device: torch.device) -> tuple[TextTask, Plan
         raise LabError(
             f"{kind.label}'s checkpoints are written for whole layers here, not for shards; use --parallel ddp"
         )
+    if request.monitor < 0:
+        raise LabError(f"--monitor must be at least 0, not {request.monitor}")
+    if request.monitor and parallel == "fsdp2":
+        raise LabError("--monitor looks at whole tensors, and fsdp2 shards them; use --parallel ddp")
     lr = kind.lr if request.lr is None else request.lr
     if not (math.isfinite(lr) and lr > 0):
         raise LabError(f"a learning rate must be positive and finite, not {lr}")
@@ -71,6 +76,7 @@ def prepare(request: TrainRequest, device: torch.device) -> tuple[TextTask, Plan
         keep=positive("--keep", request.keep, 1),
         backend=request.backend,
         threads=positive("--threads", request.threads, max(1, usable_cores() // _from_torchrun("LOCAL_WORLD_SIZE"))),
+        monitor=request.monitor,
     )
     rows_per_micro_batch(setup.settings["batch_size"], _from_torchrun("WORLD_SIZE"), execution.accumulate)
     backends_on(device, kind.name, request.backend)
