@@ -85,7 +85,7 @@ class Diagnosis:
                 f"{old.held_and_fresh.total.cosine:.2f}, two halves of these {old.fresh_halves.total.cosine:.2f}",
             ),
             (
-                "How much of f is noise, which is what the Fisher information is of?",
+                "How much of f is noise between batches?",
                 f"{self.noise.noise_share(self.batch_size):.0%} at B = {self.batch_size}; signal and noise are equal "
                 f"at B = {self.noise.total.critical_batch:.3g}",
             ),

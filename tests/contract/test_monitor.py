@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from fisheropt.second_moment import second_moment
 OPTIMIZERS = {
     "fadam": FAdam,
     "fadam, bfloat16 state": lambda params: FAdam(params, state_dtype=torch.bfloat16, backend="eager"),
-    "fadam, int8 state": lambda params: FAdam(params, state_dtype="int8"),
+    "fadam, int8 state": lambda params: FAdam(params, state_dtype="int8", backend="eager"),
     "fadafactor": lambda params: FAdafactor(params, min_dim_size_to_factor=2, backend="eager"),
     "adam": lambda params: Adam(params, backend="eager"),
     "adafactor": lambda params: Adafactor(params, min_dim_size_to_factor=2),
@@ -177,3 +179,15 @@ def test_bad_input():
     with pytest.raises(ValueError, match="step must be at least 0, got -1"):
         Monitor(optimizer, step=-1)
     assert fisheropt.Monitor is Monitor
+
+
+def test_a_folder_for_tensorboard(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the package itself, when it is imported
+        _, _, monitor = run(FAdam, 2, {"tensorboard": tmp_path})
+    monitor.close()
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("events.out") and path.stat().st_size > 500]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fisheropt\[monitor\]'"):
+        run(FAdam, 1, {"tensorboard": tmp_path})
