@@ -16,6 +16,7 @@ from fisheropt_lab.commands.results import results
 from fisheropt_lab.commands.show import SHOW_EXAMPLES, show
 from fisheropt_lab.commands.studying import INTERRUPTED
 from fisheropt_lab.commands.train import TRAIN_EXAMPLES, train
+from fisheropt_lab.commands.verdict import verdict
 from fisheropt_lab.errors import LabError
 
 BAD_INPUT = 2  # exit code
@@ -32,6 +33,7 @@ app.command(epilog=ABLATE_EXAMPLES)(ablate)
 app.command()(diagnose)
 app.command(epilog=TRAIN_EXAMPLES)(train)
 app.command(epilog=SHOW_EXAMPLES)(show)
+app.command()(verdict)
 app.command()(results)
 app.command()(plot)
 app.command()(report)

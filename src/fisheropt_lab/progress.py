@@ -17,8 +17,6 @@ from fisheropt_lab.spec import Trial
 class Progress(Protocol):
     """What the study tells."""
 
-    known: set[str]  # ids of the trials that were finished before, and have been told
-
     def begin(self, trials: int, steps: int) -> None: ...
     def phase(self, what: str) -> None: ...
     def step(self, trial: str, done: int, loss: float) -> None: ...
@@ -37,7 +35,6 @@ class LineProgress:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.trials = self.done = self.steps = 0
-        self.known: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -59,12 +56,10 @@ class LineProgress:
 
     def trial_finished(self, record: Record) -> None:
         self.done += 1
-        self.known.add(record.trial.id)
         self.console.print(self._line(record), highlight=False)
 
     def trial_found(self, record: Record) -> None:
         self.done += 1
-        self.known.add(record.trial.id)
         self.console.print(self._line(record) + " [dim](done before)[/dim]", highlight=False)
 
     def _line(self, record: Record) -> str:

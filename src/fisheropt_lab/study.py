@@ -39,6 +39,8 @@ def run_study(
     """
     fresh = len(spec.seeds) * (2 * len(spec.entries) + 1)  # at most: two tracks, and where the baseline began
     progress.begin(trials=least_trials(spec) + fresh, steps=spec.steps)
+    for record in folder.store.records().values():
+        progress.trial_found(record)
     sweep = Sweep(spec, folder.store, folder.checkpoints, executor, progress, checkpoint_seconds)
 
     progress.phase("one step of each optimizer, so that no trial pays for compilation")

@@ -45,14 +45,10 @@ class Sweep:
 
     def run(self, trials: Iterable[Trial], tested: bool) -> None:
         """Train what is missing. `tested`: these are reported, so the test split is asked at the end of each."""
-        wanted, found = list(trials), self.store.results()
-        for trial in wanted:
-            if trial in found and trial.id not in self.progress.known:
-                self.progress.trial_found(found[trial].record)
-        spec = self.spec.to_json()
+        found, spec = self.store.records(), self.spec.to_json()
         jobs = [
             Job(spec, trial, tested, self.checkpoints / f"{trial.id}.pt", self.checkpoint_seconds)
-            for trial in wanted
+            for trial in trials
             if trial not in found
         ]
         for result in self.executor.run(jobs, self.progress.step):
