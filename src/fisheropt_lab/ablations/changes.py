@@ -29,9 +29,17 @@ class FAdamWith(FAdam):
         rule: a key of `VARIANTS`.
     """
 
-    def __init__(self, params: ParamsT, lr: float = 1e-3, *, rule: str, **options: Any) -> None:
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        *,
+        rule: str,
+        **options: Any,
+    ) -> None:
         self.rule = VARIANTS[rule]
-        super().__init__(params, lr, **options)
+        super().__init__(params, lr, betas, **options)
 
     def rule_for(self, shape: torch.Size, options: Any) -> Rule:
         return self.rule

@@ -77,7 +77,7 @@ CLAIMS = (
     ),
     Claim(
         "A discrete likelihood suits Adam and FAdam better than a continuous one",
-        "Cross-entropy trains better than a squared error, because its gradients carry the Fisher information (Fig. 1c).",
+        "Cross-entropy trains better than a squared error, as its gradients carry the Fisher information (Fig. 1c).",
         UNCHECKED,
         (("loss", "image"), ("loss", "digits")),
     ),
