@@ -23,6 +23,7 @@ from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.likelihood import LikelihoodCheck, check_likelihood
 from fisheropt.fisher.models import call, check_model, undisturbed
 from fisheropt.fisher.noise import NoiseSplit, noise_split
+from fisheropt.fisher.questions import asked
 from fisheropt.staleness import Staleness, held_by, staleness
 from fisheropt.step_statistics import StepStatistics, step_statistics
 
@@ -36,7 +37,7 @@ class Diagnosis:
     Attributes:
         optimizer: the name of its class.
         batch_size: B, examples.
-        labels: T, per example.
+        labels: T, per example that count: a mean, if some are masked.
         held: name -> B T^2 f.
         fisher: the Fisher information of the model.
         empirical: with the labels of the data.
@@ -51,7 +52,7 @@ class Diagnosis:
 
     optimizer: str
     batch_size: int
-    labels: int
+    labels: float
     held: Mapping[str, Tensor]
     fisher: FisherDiagonal
     empirical: FisherDiagonal
@@ -110,7 +111,7 @@ class Diagnosis:
         width = max(map(len, rows))
         three = f"{'trace':>7} {'cosine':>8} {'ranks':>8}"
         lines = [
-            f"{self.optimizer}, B = {self.batch_size}, T = {self.labels}; Fisher information: {self.fisher.estimator}",
+            f"{self.optimizer}, B = {self.batch_size}, T = {self.labels:g}, F: {self.fisher.estimator}",
             f"{'':{width}}  {'':>9}  {'B f against Fisher':^25}  {'B f against empirical':^25}",
             f"{'':{width}}  {'entries':>9}  {three}  {three}  {'epsilon':>7}  {'clip':>5}  {'decay':>6}",
         ]
@@ -143,7 +144,8 @@ def diagnose(
         model: ``model(inputs)`` returns outputs (N, *positions, K), or something with such ``logits``; without layers
             that take statistics over the batch, or in eval mode, where dropout is silent too.
         optimizer: of its parameters, with an average of squared gradients, and at least one step old.
-        data: fresh batches ``(inputs, targets)`` of the size it is trained with; sixteen say more than two.
+        data: fresh batches ``(inputs, targets)`` of the size it is trained with; sixteen say more than two. Targets of
+            -100 do not count.
         loss_fn: ``loss_fn(outputs, targets)``, the loss of the training: a mean over examples and their labels.
         likelihood: which Fisher information to compare with.
         estimator: ``"exact"``, at as many passes as an example has labels times classes, or ``"mc"``.
@@ -174,9 +176,11 @@ def diagnose(
     pairs = [(batch.inputs, batch.targets) for batch in kept]
     f = held_by(optimizer, model)
     B = kept[0].size
-    with torch.no_grad():
+    question = asked(likelihood, "example", None, -100, estimator=estimator, estimators=("exact", "mc"))
+    with undisturbed(model), torch.no_grad():
         outputs = call(model, kept[0].inputs)
-    T = kept[0].targets.numel() // B if likelihood == "categorical" else max(1, outputs[0].numel() // outputs.shape[-1])
+        counts = [question.labels(call(model, batch.inputs), batch)[0] for batch in kept]
+    T = sum(int(count.sum()) for count in counts) / (B * len(kept))
     held = {name: x.double() * (B * T**2) for name, x in f.items()}
     fisher = fisher_diag(model, pairs, likelihood=likelihood, estimator=estimator, n_samples=n_samples)
     empirical = fisher_diag(model, pairs, likelihood=likelihood, estimator="empirical")
@@ -201,8 +205,9 @@ def diagnose(
 def _few_labels(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Two examples of at most four positions: as many as it takes to see what the loss does."""
     if outputs.dim() > 2 and outputs.shape[1] == targets.shape[1]:
-        return outputs[:2, :4], targets[:2, :4]
-    return outputs[:2], targets[:2]
+        outputs, targets = outputs[:, :4], targets[:, :4]
+    outputs, targets = outputs[:2], targets[:2]
+    return outputs, targets if targets.is_floating_point() else targets.clamp(min=0)  # what is masked says nothing
 
 
 def _one_step(

@@ -117,6 +117,25 @@ def test_labels_of_an_example_are_summed():
     assert found.held_and_empirical.total.cosine == pytest.approx(1, abs=1e-9)
 
 
+def test_masked_labels_do_not_count():
+    """T is what the loss is a mean over: two of three labels here, the third one masked."""
+    model = Sequences().double()
+    data = [(torch.randn(1, 3, 2).double(), torch.tensor([[1, 3, -100]])) for _ in range(4)]
+
+    def loss(z, y):
+        return cross_entropy(z.flatten(0, 1), y.flatten())
+
+    optimizer = FAdam(model.parameters(), lr=0.0, betas=(0.9, 0.999999))
+    for x, y in data:
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+    found = fisheropt.diagnose(model, optimizer, data, loss)
+    assert found.labels == 2
+    assert found.held_and_empirical.total.trace_ratio == pytest.approx(1, abs=1e-5)
+    assert found.likelihood.covered
+
+
 def test_bad_input():
     model, optimizer, data = problem(1, 0.1)
     with pytest.raises(ValueError, match=r"at least two batches of one size, got 1 of sizes \[6\]"):

@@ -107,6 +107,17 @@ def test_one_position_and_inputs_of_one_size_leave_no_gap():
     assert layer.best_cosine == pytest.approx(1.0)
 
 
+def test_masked_labels_and_masked_examples_do_not_count():
+    model = Tokens().double()
+    x, y = torch.randint(6, (9, 2)), torch.randint(3, (9,))
+    masked = torch.cat([y, torch.full((3,), -100)])
+    some = kron_diag_gap(model, [(x, y)])
+    more = kron_diag_gap(model, [(torch.cat([x, x[:3]]), masked)])
+    assert more.units == some.units == 9
+    for name, layer in some.layers.items():
+        assert more.layers[name].best_cosine == pytest.approx(layer.best_cosine)  # of the diagonal
+
+
 def test_a_model_without_such_layers():
     model = nn.Sequential(nn.LayerNorm(3))
     with pytest.raises(ValueError, match="the model has none of its own"):

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from fisheropt.fisher.batches import batches
 from fisheropt.fisher.compare import Agreement, compare_fisher
-from fisheropt.fisher.distributions import NegativeLogLikelihood, likelihood_of
+from fisheropt.fisher.distributions import NegativeLogLikelihood
 from fisheropt.fisher.estimate import fisher_diag
 from fisheropt.fisher.factors import EmbeddingLayer, Layer, layer_of
 from fisheropt.fisher.models import call, check_model, trainable, undisturbed
+from fisheropt.fisher.questions import asked
 from fisheropt.fisher.recording import Recording
 
 __all__ = ["KroneckerGap", "KroneckerLayer", "kron_diag_gap"]
@@ -75,13 +76,13 @@ def kron_diag_gap(
     data: Iterable[Any],
     *,
     likelihood: Literal["categorical", "bernoulli", "gaussian"] | NegativeLogLikelihood = "categorical",
+    ignore_index: int = -100,
     max_examples: int | None = None,
 ) -> KroneckerGap:
     """Compare AdaFisher's factors with the diagonal they stand for, on the labels of the data.
 
     Args:
-        model, data, likelihood, max_examples: as for `fisher_diag`; ``data`` is gone through twice, and an iterator is
-            kept in memory. Units are examples.
+        model, data, likelihood, ignore_index, max_examples: as for `fisher_diag`; ``data`` is kept. Units are examples.
 
     Returns:
         For the weights of Linear, Conv and Embedding layers. Weights that several layers share, and those of layers
@@ -96,20 +97,24 @@ def kron_diag_gap(
     if not layers:
         raise ValueError("kron_diag_gap looks at Linear, Conv and Embedding layers, and the model has none of its own")
     sums: dict[nn.Module, _Sums] = {}
-    _, found = likelihood_of(likelihood)
-    nll = found if callable(found) else found.nll
+    question = asked(
+        likelihood, "example", None, ignore_index, estimator="empirical", estimators=("empirical",), max_examples=None
+    )
+    nll = question.likelihood if callable(question.likelihood) else question.likelihood.nll
     units = 0
     for batch in kept:
         with undisturbed(model), Recording(layers) as recording:
             outputs = call(model, batch.inputs)
+        counts, targets = question.labels(outputs, batch)
         gradients = torch.autograd.grad(
-            nll(outputs, batch.targets).sum(), [c.edge for c in recording.calls], allow_unused=True
+            nll(outputs, targets)[counts].sum(), [c.edge for c in recording.calls], allow_unused=True
         )
-        units += batch.size
+        units += question.units(counts)[0]
         for c, s in zip(recording.calls, gradients, strict=True):
             if s is not None:
                 sums.setdefault(c.module, _Sums(layers[c.module][1])).add(c.input.detach(), s)
-    D = fisher_diag(model, [(b.inputs, b.targets) for b in kept], likelihood=likelihood, estimator="empirical")
+    pairs = [(b.inputs, b.targets) for b in kept]
+    D = fisher_diag(model, pairs, likelihood=likelihood, estimator="empirical", ignore_index=ignore_index)
     compared = {}
     for module, (name, layer) in layers.items():
         if module in sums and name in D:

@@ -40,7 +40,7 @@ class Look:
     findings: tuple[tuple[str, str], ...]
     estimator: str
     batch_size: int
-    labels: int
+    labels: float
     drawn: dict[str, list[float]]  # held, fisher and empirical of the same entries
 
     def to_json(self) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def _protocol(task: Task, plan: Plan, last: Look) -> tuple[str, ...]:
         f"{contender(plan.optimizer).label}, learning rate {plan.lr:g}, warmed up over a tenth of the {plan.steps} "
         f"steps and then a cosine to zero; the gradient is not clipped; seed {plan.seed}.",
         f"Each look takes {plan.batches} fresh training batches. F: {which}; empirical: the data's labels; both per "
-        f"example, labels summed. f is of a mean loss over B = {last.batch_size} examples of T = {last.labels} labels, "
-        "so B T² f is what is compared.",
+        f"example, labels summed. f is of a mean loss over B = {last.batch_size} examples of T = {last.labels:g} "
+        "labels, so B T² f is what is compared.",
         "Cosines compare shapes and are those of the largest entries; rank correlations are of all entries; the trace "
         "ratio is that of the sums.",
         "Each look does one more step and takes it back: epsilon, clip and decay are those of that step.",
