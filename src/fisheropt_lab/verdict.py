@@ -135,17 +135,27 @@ def _memory(baseline: Row, row: Row) -> str:
 
 
 def _control(control: Row, row: Row, judge: Judge) -> Finding:
-    """AdaFisher against momentum SGD at its learning rate divided by its damping, and what that shows."""
-    where, details = control.drop_in, _curvature(row)
-    what = f"{control.label} is momentum SGD at {row.label}'s learning rate divided by lambda"
-    if row.tuned is None or where is None or row.tuned.test is None:
-        return Finding(f"{what}; there is nothing to hold them against each other by.", details)
-    if where.test is None:
-        return Finding(f"{what}, and diverged on {where.diverged} of {len(where.trials)} seeds.", details)
-    difference = paired(row.tuned.test.values, where.test.values)
-    helps = ": here the curvature helps" if difference.seen and difference.mean < 0 else ""
+    """AdaFisher against momentum SGD: at AdaFisher's learning rate over its damping, and at one of its own. Only if it
+    beats the second is the curvature of use: a control that is merely at a wrong learning rate shows nothing."""
+    what = f"{control.label} is momentum SGD at {row.label}'s learning rate divided by lambda."
     loss = Judge("test loss", judge.unit if judge.name == "test loss" else "")
-    return Finding(f"{what}; {sentence(row.label, control.label, difference, loss)}{helps}.", details)
+    said = []
+    tuned = _against(row, control, control.tuned)
+    for name, difference in (("There", _against(row, control, control.drop_in)), ("Tuned by itself", tuned)):
+        if difference is not None:
+            said.append(f"{name}: {sentence(row.label, control.label, difference, loss)}.")
+    if not said:
+        said.append("There is nothing to hold the two against each other by.")
+    elif tuned is not None and tuned.seeds >= CLAIM_SEEDS:
+        helps = tuned.seen and tuned.mean < 0
+        said.append("Here the curvature helps." if helps else "That the curvature helps is not seen here.")
+    return Finding(" ".join((what, *said)), _curvature(row))
+
+
+def _against(row: Row, control: Row, track: Track | None) -> Paired | None:
+    if row.tuned is None or row.tuned.test is None or track is None or track.test is None:
+        return None
+    return paired(row.tuned.test.values, track.test.values)
 
 
 def _curvature(row: Row) -> str:

@@ -1,10 +1,12 @@
 from dataclasses import replace
 
 import pytest
-from tests.lab.records import ADAMW, CHOICES, RECORDS, SPEC, STEP_TIMES, TRACKS, fresh, results, spec
+from tests.lab.records import ADAMW, CHOICES, RECORDS, SPEC, STEP_TIMES, TRACKS, fresh, record, results, spec
 
 from fisheropt_lab.intervals import paired
+from fisheropt_lab.record import HeldOut
 from fisheropt_lab.summary import summarise
+from fisheropt_lab.sweeps.job import Result
 from fisheropt_lab.tracks import reported
 from fisheropt_lab.tuning import tune
 from fisheropt_lab.verdict import Judge, interval, verdict
@@ -77,3 +79,29 @@ def test_an_accuracy_is_quoted_in_its_own_direction():
     judge = Judge("accuracy", "%", 100.0, 1, higher_is_better=True)
     better = paired((0.90, 0.91, 0.90, 0.92, 0.91), (0.94, 0.95, 0.94, 0.96, 0.95))  # theirs minus mine: below zero
     assert interval(better, judge) == "+4.0 % [+4.0, +4.0]"
+
+
+def adafisher_and_control(mine, dropped, tuned):
+    """Findings where AdaFisher, its control at its learning rate, and the control tuned by itself had these losses."""
+    seeds = (1, 2, 3, 4, 5)
+    lrs = {"adafisher": (0.01,), "sgd-control": (10.0, 20.0)}
+    wanted = spec(lrs, most_lrs=2)
+    search = [record("adafisher", 0.01, 0, [1.0] * 4)]
+    search += [record("sgd-control", 10.0, 0, [3.0] * 4), record("sgd-control", 20.0, 0, [2.0] * 4)]
+    found = {one.trial: Result(one, None) for one in search}
+    for name, lr, losses in (("adafisher", 0.01, mine), ("sgd-control", 10.0, dropped), ("sgd-control", 20.0, tuned)):
+        for seed, loss in zip(seeds, losses, strict=True):
+            one = record(name, lr, seed, [loss] * 4)
+            found[one.trial] = Result(one, HeldOut(loss))
+    choices = tune(wanted, {trial: result.record for trial, result in found.items()}).choices
+    rows = summarise(wanted, found, choices, reported(wanted, choices), {})
+    return str(verdict(wanted, rows, LOSS)[0])
+
+
+def test_the_curvature_helps_only_if_it_beats_the_control_tuned_by_itself():
+    mine, worse, better = (1.0, 1.1, 0.9, 1.0, 1.05), (2.0, 2.1, 2.0, 2.2, 2.1), (0.5, 0.6, 0.5, 0.5, 0.6)
+    wrong_lr = adafisher_and_control(mine, worse, better)
+    assert "There: adafisher is better than sgd-control" in wrong_lr
+    assert "Tuned by itself: adafisher is worse than sgd-control" in wrong_lr
+    assert "That the curvature helps is not seen here." in wrong_lr
+    assert "Here the curvature helps." in adafisher_and_control(mine, worse, worse)
