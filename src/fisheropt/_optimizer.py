@@ -7,7 +7,7 @@ memory layouts and checkpoints; it knows nothing of any algorithm.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, overload
 
@@ -20,6 +20,7 @@ from fisheropt._checkpoint import Loaded, checked_state_dict
 from fisheropt._dtensor import element_numbers, is_dtensor, local, place_of, placed_like
 from fisheropt._layout import flat, in_layout_of, is_dense, same_layout
 from fisheropt._options import check_options
+from fisheropt._repeat import Call, Repeat
 from fisheropt._shards import Lockstep, Place
 from fisheropt._state import Options, Rule, Slot, factored_dims, matrix_view, working_dtype
 from fisheropt._storage import assign, parameter_as_kept, storage_of
@@ -189,14 +190,22 @@ class RuleOptimizer(Optimizer):
         """Step these parameters of one group, all with dense gradients; shards are left to `together`."""
         if not params:
             return
+        repeats: dict[int, Repeat] = self.__dict__.setdefault("_repeats", {})
+        before = repeats.get(id(params[0]))
+        if before is not None and before.run(params, group, self.state):
+            return
+        repeats.pop(id(params[0]), None)
         torch._foreach_add_([self._state_of(p, group)["step"] for p in params], 1)
         batches: dict[tuple[int, int, bool], list[Work]] = defaultdict(list)
+        calls: list[Call] = []
         for p in params:
             if p.numel() == 0:
                 continue
             work = self._prepare(p, group)
             if work.place is None and local(p).numel() == 0:
                 continue  # an empty shard, and no other process waits for it
+            if work.is_plain(p, self.state[p]):
+                calls.append(Call(work.rule, work.implementation))
             if work.place is None and (work.implementation.many is None or work.write_back):
                 self._run([work], group)  # at once: what was converted for one tensor is freed before the next
             else:
@@ -209,6 +218,8 @@ class RuleOptimizer(Optimizer):
                 places = [work.place for work in batch if work.place is not None]
                 after = [work.write_back for work in batch]
                 together.add(rule.function, list(tensors), places, after, rule.arguments(group))
+        if len(calls) == len(params):
+            repeats[id(params[0])] = Repeat(params, group, calls, self.state)
 
     def _run(self, works: Sequence[Work], group: Options) -> None:
         """Step tensors of one rule and implementation."""
@@ -323,12 +334,17 @@ class RuleOptimizer(Optimizer):
             slots = {p: s.slots if isinstance(s, Loaded) else s for p, s in state["state"].items()}
             state = {**state, "state": defaultdict(dict, slots)}
         super().__setstate__(state)
+        self.__dict__.pop("_repeats", None)
         del self.defaults["differentiable"]  # torch adds this option of its own, and then every group would have it
 
 
 def _as_kept(slot: Slot, state: dict[str, Tensor], p: Tensor, group: Options) -> Argument:
     """A slot for a kernel that may take it as it is kept."""
     return storage_of(slot, p, group).as_kept(slot, state, group["seed"])
+
+
+def _tensor(x: Argument) -> Tensor:
+    return x.values if isinstance(x, Stored) else x
 
 
 def _viewed(x: Argument, view: Callable[[Tensor], Tensor]) -> Argument:
@@ -342,7 +358,7 @@ def _declined(
     if any(isinstance(x, Stored) for x in (p, *slots)):
         if not chosen.stored:
             return "it does not round stochastically"
-        weights, *others = (x.values if isinstance(x, Stored) else x for x in (p, *slots) if x is not None)
+        weights, *others = (_tensor(x) for x in (p, *slots) if x is not None)
         if not is_dense(weights) or not all(same_layout(x, weights) for x in others if x.shape == weights.shape):
             return "its state lies in another order"
     return chosen.supports(p, g, slots, group)
@@ -359,6 +375,15 @@ class Work(NamedTuple):
     slots: list[Argument | None]
     write_back: list[Callable[[], None]]
     place: Place | None
+
+    def is_plain(self, p: Tensor, state: Mapping[str, Tensor]) -> bool:
+        """Whether a kernel takes the tensors of ``p`` themselves, as they are kept, and many at once."""
+        names = [slot.name for slot in self.rule.slots]
+        if self.implementation.many is None or self.write_back or len(self.slots) != len(names):
+            return False
+        slots = zip(self.slots, names, strict=True)
+        own = all(slot is None or _tensor(slot) is state.get(name) for slot, name in slots)
+        return own and _tensor(self.p) is p and self.g is p.grad
 
     @property
     def arguments(self) -> tuple[Argument | None, ...]:

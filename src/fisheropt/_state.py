@@ -48,7 +48,7 @@ def factored_dims(shape: torch.Size, min_dim_size_to_factor: int) -> tuple[int, 
 
 def matrix_view(x: Tensor, dims: tuple[int, int]) -> Tensor:
     """``x`` seen as a batch of matrices ``(..., n, k)``, the factored dimensions last. A view."""
-    return x.movedim(dims, (-2, -1))
+    return x if dims == (x.dim() - 2, x.dim() - 1) else x.movedim(dims, (-2, -1))
 
 
 def needs_momentum(options: Options) -> bool:
@@ -96,6 +96,8 @@ class Slot:
         """The slot as a factored rule sees it: ``(..., n, k)``, ``(..., n)`` or ``(..., k)``."""
         if self.summed_over is None:
             return matrix_view(x, dims)
+        if x.dim() == 1:
+            return x
         row, column = dims
         return x.movedim(row if self.summed_over == "columns" else column - 1, -1)
 
