@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fisheropt._dtensor import is_dtensor, without_dim
+from fisheropt._pages import in_large_pages
 
 __all__ = ["Options", "Rule", "Slot", "StateDtype", "factored_dims", "matrix_view", "needs_momentum", "working_dtype"]
 
@@ -104,7 +105,9 @@ class Slot:
     def allocate(self, p: Tensor, options: Options, dtype: torch.dtype) -> Tensor:
         """The slot of parameter ``p`` at the start."""
         if self.summed_over is None:
-            return torch.full_like(p, self.init, dtype=dtype, requires_grad=False)
+            if is_dtensor(p):
+                return torch.full_like(p, self.init, dtype=dtype, requires_grad=False)
+            return in_large_pages(torch.empty_like(p, dtype=dtype, requires_grad=False)).fill_(self.init)
         if is_dtensor(p):
             return without_dim(p, self._gone(p.shape, options), self.init, dtype)
         return torch.full(self.shape(p.shape, options), self.init, dtype=dtype, device=p.device)
