@@ -30,7 +30,6 @@ __all__ = [
     "raised",
     "rms",
     "shrink",
-    "summand",
 ]
 
 LARGEST = np.float32(np.finfo(np.float32).max)
@@ -74,7 +73,8 @@ def raised(f: Any, rho: Any) -> Any:
 
 _TWO_24 = np.float32(2**24)
 _TINY = np.float32(np.finfo(np.float32).tiny)
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_SHIFT, _SHIFT_BITS = np.float32(1.5 * 2**23), np.int32(0x4B400000)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _ROOT_HALF_BITS = np.int32(0x3F3504F3)
 _LOG = tuple(np.float32(2 / ((2 * k + 1) * math.log(2))) for k in range(5))
 _EXP = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))
@@ -96,9 +96,9 @@ def _power(f, rho, high, low):
     n = np.int32(n - 24) if denormal else n
     whole = high * np.float32(n)  # exact
     rest = low * np.float32(n) + np.float32(rho) * log
-    nearest = whole + rest
-    k = np.int32(nearest + (_HALF if nearest > _ZERO else -_HALF))
-    r = (whole - np.float32(k)) + rest
+    shifted = (whole + rest) + _SHIFT  # its last bits are the nearest integer
+    k = np.int32(as_bits(shifted) - _SHIFT_BITS)
+    r = (whole - (shifted - _SHIFT)) + rest
     y = _EXP[4] + r * (_EXP[5] + r * (_EXP[6] + r * _EXP[7]))
     y = _EXP[0] + r * (_EXP[1] + r * (_EXP[2] + r * (_EXP[3] + r * y)))
     k = np.int32(-126) if k < np.int32(-126) else k
@@ -113,18 +113,6 @@ def _raised(f, rho):
     if rho.instance_class is Identity:
         return lambda f, rho: f
     return lambda f, rho: _power(f, rho.rho, rho.high, rho.low)
-
-
-def summand(x: Any, rho: Any) -> Any:
-    """``x`` as the type to square and to sum it in: other metrics than the square root span too much for float32."""
-    raise NotImplementedError
-
-
-@overload(summand)
-def _summand(x, rho):
-    if rho.instance_class is SquareRoot:
-        return lambda x, rho: x
-    return lambda x, rho: np.float64(x)
 
 
 @elementwise

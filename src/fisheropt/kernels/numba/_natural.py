@@ -14,7 +14,7 @@ import numpy as np
 
 from fisheropt.kernels.numba._compile import elementwise, summing
 from fisheropt.kernels.numba._memory import keep, load
-from fisheropt.kernels.numba._metric import LARGEST, limited, raised, summand
+from fisheropt.kernels.numba._metric import LARGEST, limited, raised
 
 __all__ = [
     "fisher",
@@ -68,10 +68,10 @@ def sum_g_careful(g, i, end):
 @summing
 def sum_gbar(g, f, i, end, b2hat, new, rho, ehat):
     """Sum of gbar^2, fast."""
-    gbar2 = summand(_ZERO, rho)
+    gbar2 = _ZERO
     for j in range(i, end):
         x = load(g, j)
-        gbar = summand(x * reciprocal(fisher(load(f, j), x, b2hat, new), rho, ehat), rho)  # line 9
+        gbar = x * reciprocal(fisher(load(f, j), x, b2hat, new), rho, ehat)  # line 9
         gbar2 += gbar * gbar
     return np.float64(gbar2), 0.0
 
@@ -79,12 +79,12 @@ def sum_gbar(g, f, i, end, b2hat, new, rho, ehat):
 @summing
 def sum_both(p, g, f, i, end, b2hat, new, rho, ehat):
     """Sums of gbar^2 and gw^2, fast."""
-    gbar2, gw2 = summand(_ZERO, rho), summand(_ZERO, rho)
+    gbar2, gw2 = _ZERO, _ZERO
     for j in range(i, end):
         x = load(g, j)
         r = reciprocal(fisher(load(f, j), x, b2hat, new), rho, ehat)
-        gbar = summand(x * r, rho)  # line 9
-        gw = summand(load(p, j) * r, rho)  # line 12
+        gbar = x * r  # line 9
+        gw = load(p, j) * r  # line 12
         gbar2 += gbar * gbar
         gw2 += gw * gw
     return np.float64(gbar2), np.float64(gw2)
