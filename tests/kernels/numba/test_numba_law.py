@@ -86,6 +86,7 @@ SMALL_STATE = (
     ("FAdam", {**BRAIN16, "stochastic_rounding": True}, torch.bfloat16),
     ("FAdafactor", {"weight_decay": 0.1, "state_dtype": "int8"}, torch.float32),
     ("Adam", {**BRAIN16, "stochastic_rounding": True}, torch.bfloat16),
+    ("Adafactor", {"weight_decay": 1e-3, "state_dtype": "int8"}, torch.float32),
 )
 CASES = [
     pytest.param(INFO[name], options, dtype, id=f"{name}-{i}-{str(dtype).removeprefix('torch.')}")

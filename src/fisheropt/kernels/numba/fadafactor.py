@@ -294,13 +294,8 @@ def _apply(job, plan, chunk):
     of_gbar = job.scale[t, 0] * (1.0 - job.beta1 if has_m else 1.0)
     of_gw = job.scale[t, 1] * job.lr * job.weight_decay
     ehat, beta1, lr = job.ehat[t], job.beta1, job.lr
-    e, beta1_, lr_, of_gbar_, of_gw_ = (
-        np.float32(ehat),
-        np.float32(beta1),
-        np.float32(lr),
-        np.float32(of_gbar),
-        np.float32(of_gw),
-    )
+    e, beta1_, lr_ = np.float32(ehat), np.float32(beta1), np.float32(lr)
+    of_gbar_, of_gw_ = np.float32(of_gbar), np.float32(of_gw)
     key_p, key_m = key_of(job.p.salt, step), key_of(job.m.salt, step)
     p, g, C = open_(job.p, t, 0, 0, None), open_(job.g, t, 0, 0, None), pointer(job.C[t], _ZERO)
     of_column = pointer(job.of_column.ctypes.data, _ZERO)  # an array might be indexed from its end, and not vectorise
@@ -339,8 +334,15 @@ def supports(
     p: Tensor | Stored, g: Tensor, slots: Sequence[Tensor | Stored | None], options: Mapping[str, Any]
 ) -> str | None:
     """Why these tensors cannot be taken, or None."""
-    if (reason := declined(p, g, slots)) is not None:
+    if (reason := declined(p, g, slots) or matrices_declined(p, g, slots)) is not None:
         return reason
+    if options["rho"] > 1.0:
+        return "rho > 1 leaves the range of float32"
+    return None
+
+
+def matrices_declined(p: Tensor | Stored, g: Tensor, slots: Sequence[Tensor | Stored | None]) -> str | None:
+    """Why kernels for matrices do not take tensors of these shapes, or None."""
     tensors = [x.values if isinstance(x, Stored) else x for x in (p, g, *slots) if x is not None]
     if g.ndim != 2:
         return f"it takes matrices, not tensors of {g.ndim} dimensions"
@@ -348,8 +350,6 @@ def supports(
         return "it takes contiguous matrices"
     if g.shape[1] % BLOCK and any(isinstance(x, Stored) and x.scale is not None for x in slots):
         return f"8-bit state of rows that are no multiple of {BLOCK}"
-    if options["rho"] > 1.0:
-        return "rho > 1 leaves the range of float32"
     return None
 
 
