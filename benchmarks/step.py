@@ -8,6 +8,7 @@ The copy bandwidth says how near a step is to what memory allows.
     python3 run.py bench                        # everything: under 4 minutes, at most 8 GiB
     python3 run.py bench --only gpt2            # one of the models
     python3 run.py bench --json result.json     # and write the numbers, with versions and hardware, and result.md
+                                                # (of a model that is not measured, those that are there stay)
 """
 
 from __future__ import annotations
@@ -97,8 +98,14 @@ def contenders(model: Model) -> dict[str, Factory]:
         "Adam": partial(Adam, lr=LR),
         "Adafactor": partial(Adafactor, lr=LR),
     }
-    if model.dtype == torch.bfloat16:
+    if model is not MODELS["small"]:
         found["FAdam, bfloat16 state"] = partial(fadam, state_dtype=torch.bfloat16)
+        found["FAdam, 8-bit state"] = partial(fadam, state_dtype="int8")
+        found["FAdafactor, 8-bit state"] = partial(fadafactor, state_dtype="int8")
+    if model.dtype == torch.bfloat16:
+        found["FAdam, bfloat16 state, stochastic weights"] = partial(
+            fadam, state_dtype=torch.bfloat16, stochastic_rounding=True
+        )
     try:
         from pytorch_optimizer import FAdam as TheirFAdam
 
@@ -237,8 +244,12 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {"machine": machine(), "copy_gb_per_s": copy_bandwidth(), "models": {}}
+    if arguments.json and arguments.json.exists():
+        before = json.loads(arguments.json.read_text())
+        if before["machine"] == results["machine"]:
+            results["models"] = before["models"]  # those that are not measured now stay
     print(f"{results['machine']}\ncopying runs at {results['copy_gb_per_s']:.1f} GB/s", flush=True)
-    for key in arguments.only or MODELS:
+    for key in arguments.only or list(MODELS):
         print(f"\n{MODELS[key].title}\n{HEAD}", flush=True)
         found = results["models"][key] = []
         for row in rows(MODELS[key], arguments.seconds, arguments.contender):
@@ -247,6 +258,7 @@ def main() -> None:
         gc.collect()
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        results["models"] = {key: results["models"][key] for key in MODELS if key in results["models"]}
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
         arguments.json.with_suffix(".md").write_text(page(results))
 
