@@ -7,8 +7,10 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing import get_context
 from queue import Empty
+from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,6 +52,8 @@ class Processes:
         os.environ["OMP_NUM_THREADS"] = "1"  # read by the new processes when they load torch
         self.pool = ProcessPoolExecutor(self.count, context, _begin, (self.messages, self.stop))
         self._restore_threads = before
+        with _without_interrupts():  # new processes inherit this, also for the seconds in which they load torch
+            self.pool.submit(_begun)
         return self
 
     def __exit__(
@@ -77,6 +81,23 @@ class Processes:
                 told(*self.messages.get_nowait())
             except Empty:
                 return
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment; only the main thread may, and only it is interrupted."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _begun() -> None:
+    """The first thing a process does: all of them are started for it."""
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong
