@@ -56,11 +56,11 @@ class LineProgress:
 
     def trial_finished(self, record: Record) -> None:
         self.done += 1
-        self.console.print(self._line(record), highlight=False)
+        self.console.print(self._line(record), highlight=False, soft_wrap=True)
 
     def trial_found(self, record: Record) -> None:
         self.done += 1
-        self.console.print(self._line(record) + " [dim](done before)[/dim]", highlight=False)
+        self.console.print(self._line(record) + " [dim](done before)[/dim]", highlight=False, soft_wrap=True)
 
     def _line(self, record: Record) -> str:
         if record.validation_loss is None:

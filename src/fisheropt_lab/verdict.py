@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fisheropt_lab.intervals import CLAIM_SEEDS, Paired, paired
@@ -33,10 +34,10 @@ class Finding:
 
 
 def verdict(spec: Spec, rows: list[Row], judge: Judge) -> list[Finding]:
-    """A finding per entry and the baseline, then what limits them."""
+    """A finding per optimizer and the baseline, or two for all arms of an ablation; then what limits them."""
     baseline = rows[0]
-    findings = []
-    for row in rows[1:]:
+    findings = [] if spec.study == "compare" else _arms(spec, rows)
+    for row in rows[1:] if spec.study == "compare" else []:
         kind = contender(row.optimizer)
         owners = [owner for owner in rows if contender(owner.optimizer).control == row.optimizer]
         if owners:  # a control is held against its owner, below
@@ -59,6 +60,44 @@ def verdict(spec: Spec, rows: list[Row], judge: Judge) -> list[Finding]:
         if row.diverged
     ]
     return findings
+
+
+def _arms(spec: Spec, rows: list[Row]) -> list[Finding]:
+    """An ablation has many arms: who is better and who is worse; the table has the numbers."""
+    first, *others = rows
+    return [
+        Finding(f"{name}, against {first.label}: {grouped(spec, found)}.")
+        for name, found in (
+            ("Tuned", {row.label: row.tuned and row.tuned.difference for row in others}),
+            ("Drop-in", {row.label: row.drop_in and row.drop_in.difference for row in others}),
+        )
+    ]
+
+
+def grouped(spec: Spec, found: Mapping[str, Paired | None]) -> str:
+    """Labels by what their differences show, without the full stop. None: there is no difference to take."""
+    if len(spec.seeds) < CLAIM_SEEDS:
+        return f"{len(spec.seeds)} seeds support no claim"
+    groups: dict[str, list[str]] = {"better": [], "no difference seen": [], "worse": [], "diverged or not defined": []}
+    for label, one in found.items():
+        if one is None:
+            groups["diverged or not defined"].append(label)
+        elif not one.seen:
+            groups["no difference seen"].append(label)
+        else:
+            groups["better" if one.mean < 0 else "worse"].append(label)
+    return "; ".join(f"{name}: {_listed(labels)}" for name, labels in groups.items() if labels)
+
+
+def _listed(labels: list[str]) -> str:
+    """Labels that share their beginning up to a comma, as arms do, name it once: "FAdam, rho 0.3, rho 0.4"."""
+    said: list[str] = []
+    before = ""
+    for label in labels:
+        family, comma, rest = label.partition(", ")
+        said.append(rest if comma and family == before else label)
+        before = family if comma else ""
+    return ", ".join(said)
 
 
 def compared(row: Row, baseline: Row, track: Track | None, judge: Judge) -> str:

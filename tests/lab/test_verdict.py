@@ -9,7 +9,7 @@ from fisheropt_lab.summary import summarise
 from fisheropt_lab.sweeps.job import Result
 from fisheropt_lab.tracks import reported
 from fisheropt_lab.tuning import tune
-from fisheropt_lab.verdict import Judge, interval, verdict
+from fisheropt_lab.verdict import Judge, grouped, interval, verdict
 
 LOSS = Judge("test loss", "nats/byte")
 
@@ -105,3 +105,13 @@ def test_the_curvature_helps_only_if_it_beats_the_control_tuned_by_itself():
     assert "Tuned by itself: adafisher is worse than sgd-control" in wrong_lr
     assert "That the curvature helps is not seen here." in wrong_lr
     assert "Here the curvature helps." in adafisher_and_control(mine, worse, worse)
+
+
+def test_the_arms_of_an_ablation_are_grouped():
+    better, worse, none = ((sign * 1.0, sign * 1.1, sign * 0.9, sign * 1.0, sign * 1.05) for sign in (-1, 1, 0))
+    found = {"FAdam, rho 0.3": paired(worse, none), "FAdam, rho 0.4": paired(worse, none)}
+    found |= {"FAdam, rho 1": paired(better, none), "Adam": paired((1.0, -1.0, 1.0, -1.0, 0.0), none), "SGD": None}
+    assert grouped(SPEC, found) == (
+        "better: FAdam, rho 1; no difference seen: Adam; worse: FAdam, rho 0.3, rho 0.4; diverged or not defined: SGD"
+    )
+    assert grouped(spec({"adamw": (1.0,)}, seeds=(1, 2)), found) == "2 seeds support no claim"

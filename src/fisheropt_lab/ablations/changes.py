@@ -57,7 +57,7 @@ def _changes(quick: bool, losses: Losses) -> dict[str, Arm]:
 CHANGES = Ablation(
     "changes",
     "Each of FAdam's changes to Adam taken back alone",
-    "not in the paper, which changes everything at once",
+    "not there; it changes everything at once",
     "",
     _changes,
     notes=(

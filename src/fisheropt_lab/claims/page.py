@@ -11,7 +11,7 @@ from fisheropt_lab.errors import LabError
 from fisheropt_lab.intervals import CLAIM_SEEDS, Paired
 from fisheropt_lab.outcome import judge_of
 from fisheropt_lab.spec import Spec
-from fisheropt_lab.verdict import Judge, interval
+from fisheropt_lab.verdict import Judge, grouped, interval
 
 INTRODUCTION = """# What the paper claims, and what was measured here
 
@@ -78,33 +78,24 @@ def _study(claim: Claim, value: dict[str, Any]) -> list[str]:
 def _sentence(first: dict[str, Any], rows: list[dict[str, Any]], spec: Spec) -> str:
     """Who is better and who is worse than the first, in both tracks."""
     if len(spec.seeds) < CLAIM_SEEDS:
-        return f"{len(spec.seeds)} seeds support no claim."
-    said = []
-    for name, track in (("Tuned", "tuned"), ("Drop-in", "drop_in")):
-        kinds: dict[str, list[str]] = {"better": [], "worse": [], "no difference seen": [], "diverged": []}
-        for row in rows:
-            if row[track] is not None:
-                kinds[_kind(row[track])].append(row["label"])
-        words = [f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items() if labels]
-        said.append(f"{name}, against {first['label']}: {'; '.join(words) or 'not defined'}.")
-    return " ".join(said)
+        return f"{grouped(spec, {})}."
+    tracks = (("Tuned", "tuned"), ("Drop-in", "drop_in"))
+    return " ".join(
+        f"{name}, against {first['label']}: {grouped(spec, {row['label']: _paired(row[track]) for row in rows})}."
+        for name, track in tracks
+    )
 
 
-def _kind(track: dict[str, Any]) -> str:
-    difference = track["difference"]
-    if difference is None:
-        return "diverged"
-    if not difference["seen"]:
-        return "no difference seen"
-    return "better" if difference["mean"] < 0 else "worse"
+def _paired(track: dict[str, Any] | None) -> Paired | None:
+    found = track and track["difference"]
+    return Paired(tuple(found["per_seed"])) if found else None
 
 
 def _cell(track: dict[str, Any] | None, judge: Judge) -> str:
     if track is None:
         return "-"
-    if track["difference"] is None:
-        return f"diverged on {track['diverged']} seeds"
-    return interval(Paired(tuple(track["difference"]["per_seed"])), judge, unit=False)
+    difference = _paired(track)
+    return f"diverged on {track['diverged']} seeds" if difference is None else interval(difference, judge, unit=False)
 
 
 def _command(study: str, task: str) -> str:
