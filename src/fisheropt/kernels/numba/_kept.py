@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fisheropt.kernels import Stored
-from fisheropt.kernels.numba._compile import elementwise, exactly, overload, summing
-from fisheropt.kernels.numba._memory import TAGS, noise, pointer, prefetch, width
+from fisheropt.kernels.numba._compile import elementwise, exactly, overload
+from fisheropt.kernels.numba._memory import TAGS, as_bits, as_float, noise, pointer, prefetch, width
 
 __all__ = ["BLOCK", "Kept", "ahead", "batches", "close", "form", "kept", "open_", "room", "size_of"]
 
@@ -149,15 +149,14 @@ def _close(kept, t, i, end, room, key):
     return lambda kept, t, i, end, room, key: None
 
 
-@summing
+@elementwise
 def magnitude(x, i, end):
-    """The largest of |x|; NaN if there is one among them."""
-    largest, none = _ZERO, _ZERO
+    """The largest of |x|; NaN if there is one among them: as integers, the bits of floats are in their order."""
+    largest = np.int32(0)
     for j in range(i, end):
-        size = abs(x[j])
+        size = np.int32(as_bits(x[j]) & np.int32(0x7FFFFFFF))
         largest = size if size > largest else largest
-        none += x[j] - x[j]
-    return largest + none
+    return as_float(largest)
 
 
 def decode(codes: Any, x: Any, i: int, end: int, scale: Any) -> None:
