@@ -133,10 +133,16 @@ def reciprocal(of_row, of_column, ehat):
 
 
 @elementwise
+def power(x, rho):
+    """x^rho in float64, quickly where that is possible: one thread does this while the others wait."""
+    return math.sqrt(x) if rho == 0.5 else x if rho == 1.0 else x**rho
+
+
+@elementwise
 def careful_quotients(p, g, share, C, rho, ehat):
     """gbar and gw before the clips, in float64; f is rounded to what float32 can hold."""
     f = np.float64(np.float32(share) * C)
-    d = (math.sqrt(f) if rho == 0.5 else f if rho == 1.0 else f**rho) + ehat
+    d = power(f, rho) + ehat
     if d == 0.0:
         return 0.0, 0.0
     return limited(g / d, np.float64(LARGEST)), limited(p / d, np.float64(LARGEST))
@@ -273,11 +279,11 @@ def factor(job, t, first, last):
         columns += job.columns[job.first_sum[chunk] : job.first_sum[chunk] + k]
     for j in range(k):
         C[j] = np.float32(limited(b2hat * C[j] + new * columns[j], np.float64(LARGEST)))  # line 8
-        job.of_column[column + j] = np.float32(np.float64(C[j]) ** job.rho)
+        job.of_column[column + j] = np.float32(power(np.float64(C[j]), job.rho))
     for i in range(n):
         share = R[i] / sum_R if sum_R != 0.0 else 0.0  # SPEC D11
         job.rows[row + i] = share
-        job.of_row[row + i] = np.float32(share**job.rho)
+        job.of_row[row + i] = np.float32(power(share, job.rho))
     ehat = job.eps
     if job.eps2 < math.inf:
         bound = job.eps2 * rms(squares, n * k)
