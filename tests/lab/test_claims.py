@@ -37,7 +37,7 @@ def test_every_claim_is_there_with_a_number_or_with_what_would_give_one(folder):
     assert "| FAdam | -0.3200 [-0.4239, -0.2161] | -0.0000 [-0.1242, +0.1242] |" in language
     assert "SGD" not in language, "the claim is about FAdam"
     assert "**Not measured** by" in factored
-    assert "`fisheropt ablate changes --task text` or" in page
+    assert "`fisheropt ablate epsilon --task text|speech|image|digits` would speak to it." in page
     assert "from-before" not in page, "results of another protocol are left out"
     assert "| compare-text | `fisheropt compare text --optimizers adamw,fadam,sgd` | then |" in page
 

@@ -51,8 +51,8 @@ def _claim(claim: Claim, found: dict[Path, dict[str, Any]]) -> str:
     lines = [f"## {claim.title}", "", f"The paper: {claim.says} Its figure: {claim.figure}.", ""]
     speaking = [value for value in found.values() if (value["spec"]["study"], value["spec"]["task"]) in claim.studies]
     if not speaking:
-        wanted = " or ".join(f"`{_command(study, task)}`" for study, task in claim.studies)
-        return "\n".join([*lines, f"**Not measured.** {wanted} would speak to it.", ""])
+        command = _command(claim.studies[0][0], "|".join(task for _, task in claim.studies))
+        return "\n".join([*lines, f"**Not measured under the protocol.** `{command}` would speak to it.", ""])
     for value in speaking:
         lines += _study(claim, value)
     return "\n".join(lines)

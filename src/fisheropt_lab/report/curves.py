@@ -15,6 +15,7 @@ from fisheropt_lab.summary import with_slack
 from fisheropt_lab.tuning import lr_trials
 
 Series = NDArray[np.float64]
+OFF_SCALE = 1000.0  # times the lowest loss: nobody wants to see where such a training ended
 
 
 def draw_curves(outcome: Outcome, path: Path) -> None:
@@ -71,13 +72,16 @@ def _loss_curves(axes: Axes, outcome: Outcome, against_time: bool) -> None:
 
 
 def draw_sensitivity(axes: Axes, outcome: Outcome) -> None:
-    """Final validation loss of the learning-rate search; a diverged trial is a cross at the top."""
+    """Final validation loss of the learning-rate search; a cross at the top diverged, or as good as."""
     spec = outcome.spec
+    searched = {row.key: outcome.records(lr_trials(spec, row.key, row.lrs)) for row in outcome.rows}
+    finished = [abs(r.validation_loss) for found in searched.values() for r in found if r.validation_loss is not None]
+    off_scale = OFF_SCALE * min(finished, default=0.0)
     all_losses: list[float] = []
     for row in outcome.rows:
         colour, marker = looks(outcome)[row.key]
-        records = outcome.records(lr_trials(spec, row.key, row.lrs))
-        losses = {r.trial.lr: r.validation_loss for r in records if r.validation_loss is not None}
+        records = searched[row.key]
+        losses = {r.trial.lr: loss for r in records if (loss := r.validation_loss) is not None and loss <= off_scale}
         lrs = sorted(losses)
         all_losses += losses.values()
         axes.plot(
@@ -85,7 +89,7 @@ def draw_sensitivity(axes: Axes, outcome: Outcome) -> None:
         )
         if row.tuned and row.tuned.lr in losses:
             axes.plot(row.tuned.lr, losses[row.tuned.lr], "o", markersize=15, fillstyle="none", color=colour)
-        diverged = [r.trial.lr for r in records if r.validation_loss is None]
+        diverged = [r.trial.lr for r in records if r.trial.lr not in losses]
         at_top = axes.get_xaxis_transform()  # x in data, y from 0 to 1
         axes.plot(diverged, [0.97] * len(diverged), "x", color=colour, markersize=10, mew=2, transform=at_top)
     lr_axis(axes, [lr for row in outcome.rows for lr in row.lrs])
