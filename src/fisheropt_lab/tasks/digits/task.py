@@ -52,8 +52,8 @@ class DigitsTask:
         seen, test = steps * self.settings.batch_size, data["images"]["test"]
         return [
             f"Model: two 3 x 3 convolutions of 8 and 16 channels with ReLU, maximum over 2 x 2, a hidden layer of 32, "
-            f"{parameters:,} parameters, PyTorch's default initial weights. No matrix is large enough to be factored by "
-            "default, so FAdafactor is FAdam here.",
+            f"{parameters:,} parameters, PyTorch's default initial weights. No matrix is large enough to be "
+            "factored by default, so FAdafactor is FAdam here.",
             f"Data: {data['source']}, 8 x 8 pixels in [0, 1]; images: {sizes}; split {data['how_split']}; SHA-256 "
             f"{data['sha256'][:16]}…. Who wrote which is not known, so a writer may be in several parts.",
             f"A training step sees {self.settings.batch_size} random images, without augmentation; {steps} steps see "
