@@ -21,9 +21,10 @@ def test_an_oracle_imports_numpy_and_other_oracles_only(path):
 
 
 def test_every_rule_has_an_oracle_of_the_same_name():
-    names = {path.stem for path in ORACLES}
+    rules = [path for path in ORACLES if path.stem != "variants"]  # those of the lab's ablations
+    names = {path.stem for path in rules}
     assert names == {"fadam", "fadafactor", "adafisher", "adam", "adafactor", "naturaladam"}
-    for path in ORACLES:
+    for path in rules:
         functions = {
             node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)
         }
