@@ -25,7 +25,7 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "installed"
-EXTRAS = "cpu,lab,dev"
+EXTRAS = "cpu,lab,speech,dev"
 # The examples of a page build on one another, so one process runs them; the tests take two.
 TESTS = (["-q", "docs", "README.md"], ["-n", "2", "-q", "tests", "src/fisheropt"])
 

@@ -59,7 +59,7 @@ def test_what_is_learned_by_heart_is_written_down(task, settings, loss):
     short = min(range(len(recordings)), key=lambda i: len(recordings.labels[i]))
     batch = recordings.batch([(recordings.features(short), recordings.labels[short])])
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for _ in range(70):
+    for _ in range(110):
         optimizer.zero_grad()
         recognition_loss(loss, model, batch).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

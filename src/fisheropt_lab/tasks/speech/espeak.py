@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fisheropt_lab.errors import LabError
+from fisheropt_lab.tasks.speech.extra import module
 
 Samples = NDArray[np.int16]
 
@@ -59,7 +60,7 @@ def speak(text: str, voice: Voice, seed: int) -> Samples:
     Raises:
         LabError: espeak-ng is not installed, or does not have the voice.
     """
-    loader = _loader()
+    loader = module("espeakng_loader")
     data = Path(loader.get_data_path())
     if not (data / "voices" / "!v" / voice.variant).exists():
         raise LabError(f"espeak-ng has no voice variant {voice.variant!r}; reinstall espeakng-loader")
@@ -89,14 +90,3 @@ def speak(text: str, voice: Voice, seed: int) -> Samples:
     finally:
         _ctypes.dlclose(library._handle)
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
-
-
-def _loader() -> Any:
-    try:
-        import espeakng_loader
-    except ImportError:
-        raise LabError(
-            "the default speech is synthesised by espeak-ng (GPL-3), which is not installed: "
-            "pip install 'fisheropt[speech]', or pass a folder in LibriSpeech's layout with --data"
-        ) from None
-    return espeakng_loader

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fisheropt_lab.errors import LabError
+from fisheropt_lab.tasks.speech.extra import module
 
 SPLITS = {"train": "train", "validation": "dev", "test": "test"}  # split -> how the names of its parts begin
 
@@ -91,7 +91,7 @@ def load_audio(path: Path, sample_rate: int) -> NDArray[np.float32]:
     Raises:
         LabError: it cannot be read, or has another sample rate or more channels.
     """
-    soundfile: Any = soundfile_module()
+    soundfile = module("soundfile")
     try:
         samples, rate = soundfile.read(path, dtype="float32")
     except (OSError, soundfile.SoundFileError) as error:
@@ -99,12 +99,3 @@ def load_audio(path: Path, sample_rate: int) -> NDArray[np.float32]:
     if samples.ndim != 1 or rate != sample_rate:
         raise LabError(f"{path} has {samples.ndim} axes at {rate} samples per second; it must be mono at {sample_rate}")
     return samples  # type: ignore[no-any-return]
-
-
-def soundfile_module() -> Any:
-    """soundfile, or one line that says how to get it."""
-    try:
-        import soundfile
-    except ImportError:
-        raise LabError("reading speech needs soundfile: pip install 'fisheropt[speech]'") from None
-    return soundfile

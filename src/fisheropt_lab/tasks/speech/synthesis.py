@@ -22,8 +22,9 @@ import numpy as np
 
 from fisheropt_lab.errors import LabError
 from fisheropt_lab.tasks.speech.espeak import SAMPLE_RATE, Samples, Voice, speak
+from fisheropt_lab.tasks.speech.extra import module
 from fisheropt_lab.tasks.speech.features import RATE
-from fisheropt_lab.tasks.speech.librispeech import Speech, read_speech, soundfile_module
+from fisheropt_lab.tasks.speech.librispeech import Speech, read_speech
 from fisheropt_lab.tasks.speech.sentences import sentences
 from fisheropt_lab.tasks.text.python_docs import split_of
 
@@ -143,7 +144,7 @@ def _chapters(lines: list[Line]) -> Iterator[list[Line]]:
 
 
 def _write_chapter(root: Path, lines: list[Line]) -> None:
-    soundfile = soundfile_module()
+    soundfile = module("soundfile")
     first = lines[0]
     folder = root / first.part / first.speaker / "1"
     folder.mkdir(parents=True)

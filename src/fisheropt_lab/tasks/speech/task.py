@@ -19,6 +19,7 @@ from fisheropt_lab.record import Exhibit
 from fisheropt_lab.tasks.protocol import Asked, Batch, Metric, Outline, Setup, Split, TaskKind, Unit
 from fisheropt_lab.tasks.speech.alphabet import LABELS, decode
 from fisheropt_lab.tasks.speech.decoding import ctc_beam, ctc_greedy, transducer_beam, transducer_greedy
+from fisheropt_lab.tasks.speech.extra import module
 from fisheropt_lab.tasks.speech.features import FRAMES_PER_SECOND, spec_augment
 from fisheropt_lab.tasks.speech.librispeech import SPLITS, Speech, read_speech
 from fisheropt_lab.tasks.speech.recordings import Recordings
@@ -139,8 +140,7 @@ class SpeechTask:
     @torch.no_grad()
     def metrics(self, model: nn.Module, split: Split, device: torch.device) -> dict[str, float]:
         """Error rates, also apart for those utterances whose speakers the training does not have."""
-        import jiwer
-
+        jiwer = module("jiwer")
         known_speakers = {u.speaker for u in self.speech.utterances["train"]}
         said, heard = self._transcripts(model, split, device)
         new = [i for i, (_, speaker) in enumerate(said) if speaker not in known_speakers]
