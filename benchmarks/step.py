@@ -256,11 +256,16 @@ def main() -> None:
             print(line(row), flush=True)
             found.append(asdict(row))
         gc.collect()
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        results["models"] = {key: results["models"][key] for key in MODELS if key in results["models"]}
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-        arguments.json.with_suffix(".md").write_text(page(results))
+        if arguments.json:
+            write(results, arguments.json)
+
+
+def write(results: dict[str, Any], file: Path) -> None:
+    """As JSON, and as a page beside it."""
+    results["models"] = {key: results["models"][key] for key in MODELS if key in results["models"]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    file.with_suffix(".md").write_text(page(results))
 
 
 if __name__ == "__main__":
