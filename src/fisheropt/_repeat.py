@@ -23,12 +23,11 @@ __all__ = ["Call", "Repeat"]
 
 _SCHEDULED = frozenset({"lr", "weight_decay", "betas"})  # what may change from step to step and decides nothing here
 
-_Look = tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]
 
-
-def _look(x: Tensor) -> _Look:
-    """How ``x`` lies: all that decides whether a kernel takes it."""
-    return x.dtype, x.shape, x.stride(), x.device
+def _looks(xs: Sequence[Tensor]) -> tuple[list[Any], ...]:
+    """How tensors lie: all that decides whether a kernel takes them. Lists, as a call per tensor would take longer."""
+    strides = [None if x.is_contiguous() else x.stride() for x in xs]
+    return [x.dtype for x in xs], [x.shape for x in xs], strides, [x.device for x in xs]
 
 
 class Call(NamedTuple):
@@ -55,13 +54,22 @@ class Repeat:
         self._options = {name: x for name, x in group.items() if name not in _SCHEDULED and _is_plain(x)}
         self._calls = list({(id(call.rule), id(call.implementation)): call for call in calls}.values())
         self._slots = [_slots(call.rule, group) for call in self._calls]
-        self._known = []
-        for p, call in zip(params, calls, strict=True):
-            which = self._calls.index(call)
-            storages = [(slot, storage_of(slot, p, group)) for slot in self._slots[which] if slot is not None]
-            looks = [(key, _look(state[p][key])) for slot, storage in storages for key in storage.keys(slot)]
-            assert p.grad is not None
-            self._known.append((which, _look(p), _look(p.grad), looks, storages))
+        self._which = [self._calls.index(call) for call in calls]
+        self._storages = [
+            [(slot, storage_of(slot, params[self._which.index(i)], group)) for slot in slots if slot is not None]
+            for i, slots in enumerate(self._slots)
+        ]
+        self._looks = _looks(self._tensors(state))
+
+    def _tensors(self, state: Mapping[Tensor, Any]) -> list[Tensor]:
+        """Parameters, gradients and everything that is kept for them; a KeyError where something is missing."""
+        found: list[Any] = [*self._params, *[p.grad for p in self._params]]
+        for i, storages in enumerate(self._storages):
+            kept = [state[p] for p, which in zip(self._params, self._which, strict=True) if which == i]
+            for slot, storage in storages:
+                for key in storage.keys(slot):
+                    found += [x[key] for x in kept]
+        return found
 
     def run(self, params: Sequence[Tensor], group: Options, state: Mapping[Tensor, Any]) -> bool:
         """Step ``params``; or do nothing and return False, because something is not as it was."""
@@ -71,27 +79,21 @@ class Repeat:
             return False
         if any(_slots(c.rule, group) != slots for c, slots in zip(self._calls, self._slots, strict=True)):
             return False
-        seed, steps, rows = group["seed"], [], [[] for _ in self._calls]  # type: ignore[var-annotated]
-        rounds = bool(group.get("stochastic_rounding"))
-        for p, (which, of_p, of_g, looks, storages) in zip(params, self._known, strict=True):
-            kept, g = state.get(p), p.grad
-            if not kept or g is None or _look(p) != of_p or _look(g) != of_g:
+        try:
+            if _looks(self._tensors(state)) != self._looks:
                 return False
-            for key, look in looks:
-                if key not in kept or _look(kept[key]) != look:
-                    return False
-            step = kept["step"]
-            steps.append(step)
-            own = parameter_as_kept(p, group) if rounds else p
-            rows[which].append((own, g, step, *[s.as_kept(slot, kept, seed) for slot, s in storages]))
-        torch._foreach_add_(steps, 1)
-        for (rule, implementation), slots, tensors in zip(self._calls, self._slots, rows, strict=True):
-            columns = iter(zip(*tensors, strict=True))
-            first = [next(columns) for _ in range(3)]
-            none = [None] * len(tensors)
-            arguments = [none if slot is None else next(columns) for slot in slots]
+        except KeyError:
+            return False
+        torch._foreach_add_([state[p]["step"] for p in params], 1)
+        for i, (rule, implementation) in enumerate(self._calls):
+            mine = [p for p, which in zip(params, self._which, strict=True) if which == i]
+            kept = [state[p] for p in mine]
+            rounded = [parameter_as_kept(p, group) for p in mine] if group.get("stochastic_rounding") else mine
+            columns = iter([[s.as_kept(slot, x, group["seed"]) for x in kept] for slot, s in self._storages[i]])
+            slots = [[None] * len(mine) if slot is None else next(columns) for slot in self._slots[i]]
             assert implementation.many is not None
-            implementation.many(*first, *arguments, **rule.arguments(group))
+            grads = [p.grad for p in mine]
+            implementation.many(rounded, grads, [x["step"] for x in kept], *slots, **rule.arguments(group))
         return True
 
 

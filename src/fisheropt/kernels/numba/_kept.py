@@ -23,7 +23,7 @@ from fisheropt.kernels import Stored
 from fisheropt.kernels.numba._compile import elementwise, exactly, overload
 from fisheropt.kernels.numba._memory import TAGS, as_bits, as_float, noise, pointer, prefetch, width
 
-__all__ = ["BLOCK", "Kept", "ahead", "batches", "close", "form", "kept", "open_", "room", "size_of"]
+__all__ = ["BLOCK", "Kept", "ahead", "batches", "close", "kept", "open_", "room", "size_of"]
 
 BLOCK = 128
 """Numbers that share a scale; also the elements of a run."""
@@ -54,24 +54,24 @@ def ahead(kept, t, first, last):
     prefetch(kept.address[t], size * first, size * last)
 
 
-def form(x: Tensor | Stored | None) -> Any:
-    """What tensors must agree in to be one `Kept`."""
-    if isinstance(x, Stored):
-        return x.values.dtype, x.salt
-    return None if x is None else x.dtype
-
-
 def size_of(x: Tensor | Stored) -> int:
     """Its number of elements."""
     return (x.values if isinstance(x, Stored) else x).numel()
 
 
-def batches(p: Sequence[Tensor | Stored], *slots: Sequence[Tensor | Stored | None]) -> list[list[int]]:
-    """The indices of tensors that are kept alike."""
+def batches(p: Sequence[Tensor | Stored], *slots: Sequence[Tensor | Stored | None]) -> list[Sequence[int]]:
+    """The indices of tensors that are kept alike, each of those to be one `Kept`."""
+    forms = list(zip(*map(_forms, (p, *slots)), strict=True))
+    if len(set(forms)) == 1:
+        return [range(len(forms))]
     found: dict[Any, list[int]] = {}
-    for i, tensors in enumerate(zip(p, *slots, strict=True)):
-        found.setdefault(tuple(map(form, tensors)), []).append(i)
+    for i, form in enumerate(forms):
+        found.setdefault(form, []).append(i)
     return list(found.values())
+
+
+def _forms(xs: Sequence[Tensor | Stored | None]) -> list[Any]:
+    return [(x.values.dtype, x.salt) if isinstance(x, Stored) else x if x is None else x.dtype for x in xs]
 
 
 _NOWHERE = np.empty(0, np.int64)
