@@ -1,0 +1,1 @@
+"""Photographs, through a few codes and back."""
