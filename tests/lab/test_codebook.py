@@ -64,7 +64,7 @@ def test_the_first_batch_places_all_codes_and_dead_ones_are_replaced_after_some_
     assert all((first == code).all(-1).any() for code in codebook.weight.detach()), "every code is a latent now"
     one = codebook.weight.detach()[3].expand(1, 4, d).clone()
     before = codebook.weight.detach().clone()
-    for _ in range(PATIENCE):
+    for _ in range(PATIENCE - 1):
         codebook(one)
     taken = (before == one[0, 0]).all(-1)
     recent = codebook.unused < PATIENCE

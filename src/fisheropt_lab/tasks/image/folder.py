@@ -27,8 +27,8 @@ class Folder:
         self.side = side
         self.root = root
         self.source = f"the pictures in {root.name}"
-        held_out = _pictures(root, "val")
-        self.paths = {"train": _pictures(root, "train"), "validation": held_out[::2], "test": held_out[1::2]}
+        train, held_out = (_pictures(root, part) for part in ("train", "val"))
+        self.paths = {"train": train, "validation": held_out[::2], "test": held_out[1::2]}
         if not self.paths["test"]:
             raise LabError(f"{root / 'val'} holds one picture; validation and test need at least one each")
 

@@ -81,7 +81,7 @@ def bits_of_logit_laplace(params: Tensor, values: Tensor) -> Tensor:
     probabilities sum to one and the length can be held against that of a categorical distribution. In logarithms, so
     that improbable values have a length and not infinity: (..., 2), (...) -> (...), bits
     """
-    likelihood = LogitLaplace()
+    likelihood, values = LogitLaplace(), values.double()
     mu, b = params[..., 0].double(), params[..., 1].double().clamp(min=likelihood.min_log_scale).exp()
 
     def position(x: Tensor) -> Tensor:
