@@ -147,6 +147,6 @@ def _load() -> tuple[Pixels, ...]:
         try:
             with as_file(files(photo.package) / photo.path) as path, Image.open(path) as image:
                 found.append(np.asarray(image.convert("RGB")))
-        except (ModuleNotFoundError, FileNotFoundError):
-            raise LabError(f"{photo.package} lacks {photo.path}; pip install 'fisheropt[image]'") from None
+        except FileNotFoundError:
+            raise LabError(f"this version of {photo.package} lacks {photo.path}; install another one") from None
     return tuple(found)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,7 @@ SCALES: dict[str, Scale] = {
     "base": Scale(steps=50_000, batch_size=128),
     "100m": Scale(steps=500_000, batch_size=256),
 }
+PACKAGES = ("PIL", "skimage", "sklearn", "torchmetrics")
 EVALUATED = {"validation": 48, "test": 256}  # crops at most; validation is seen often
 PIXELS_AT_ONCE = 16 * 32 * 32  # in evaluation
 SHOWN = 12  # crops in the exhibit
@@ -248,6 +250,9 @@ def _setup(asked: Asked) -> Setup:
 
 
 def _load(settings: Mapping[str, Any]) -> ImageTask:
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:  # said now, and not after the first training
+        raise LabError(f"the image task needs {', '.join(missing)}; pip install 'fisheropt[image]'")
     return ImageTask(ImageSettings(**settings))
 
 
