@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fisheropt._state import Options, Rule, Slot
-from fisheropt._storage import parameter_as_kept, storage_of
+from fisheropt._storage import Storage, parameter_as_kept, storage_of
 from fisheropt.kernels import Implementation
 
 __all__ = ["Call", "Repeat"]
@@ -52,13 +52,20 @@ class Repeat:
     ) -> None:
         self._params = list(params)
         self._options = {name: x for name, x in group.items() if name not in _SCHEDULED and _is_plain(x)}
-        self._calls = list({(id(call.rule), id(call.implementation)): call for call in calls}.values())
-        self._slots = [_slots(call.rule, group) for call in self._calls]
-        self._which = [self._calls.index(call) for call in calls]
-        self._storages = [
-            [(slot, storage_of(slot, params[self._which.index(i)], group)) for slot in slots if slot is not None]
-            for i, slots in enumerate(self._slots)
-        ]
+        found: dict[Any, int] = {}  # a call for each rule, implementation and way to keep the slots
+        self._which: list[int] = []
+        self._calls: list[Call] = []
+        self._slots: list[list[Slot | None]] = []
+        self._storages: list[list[tuple[Slot, Storage]]] = []
+        for p, call in zip(params, calls, strict=True):
+            slots = _slots(call.rule, group)
+            storages = [(slot, storage_of(slot, p, group)) for slot in slots if slot is not None]
+            key = (id(call.rule), id(call.implementation), *[id(storage) for _, storage in storages])
+            self._which.append(found.setdefault(key, len(found)))
+            if len(found) > len(self._calls):
+                self._calls.append(call)
+                self._slots.append(slots)
+                self._storages.append(storages)
         self._looks = _looks(self._tensors(state))
 
     def _tensors(self, state: Mapping[Tensor, Any]) -> list[Tensor]:

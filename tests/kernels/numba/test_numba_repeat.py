@@ -125,13 +125,17 @@ def test_what_changes_between_steps_is_noticed(change):
     assert same_bits(*ends)
 
 
-@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}, {"state_dtype": "int8"}], ids=str)
 def test_a_step_with_new_gradients_is_a_repetition(options, repeated):
-    optimizer = made(**options)
+    """Of 8-bit state too, which small tensors do not have."""
+    optimizer, expected = made(**options), made(**options)
     for t in range(4):
         stepped(optimizer, t, forget=False)
         optimizer.zero_grad()
     assert repeated == [True] * 3
+    for t in range(4):
+        stepped(expected, t, forget=True)
+    assert same_bits(snapshot(optimizer), snapshot(expected))
 
 
 def test_factored_matrices_are_repeated_too(repeated):
