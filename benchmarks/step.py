@@ -228,6 +228,8 @@ def page(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     about = ", ".join(f"{name} {value}" for name, value in results["machine"].items() if value is not None)
     parts = [f"{about}; copying runs at {results['copy_gb_per_s']:.1f} GB/s."]
+    if "note" in results:
+        parts.append(results["note"])
     for key, found in results["models"].items():
         parts.append(f"## {MODELS[key].title}\n\n{HEAD}\n" + "\n".join(line(Row(**row)) for row in found))
     return "# Time of a step\n\nWritten by `benchmarks/step.py`.\n\n" + "\n\n".join(parts) + "\n"
