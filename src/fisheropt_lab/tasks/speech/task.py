@@ -40,7 +40,7 @@ class Scale:
 
 
 SCALES: dict[str, Scale] = {
-    "tiny": Scale(steps=800, batch_size=16, memory_layers=1),
+    "tiny": Scale(steps=500, batch_size=16, memory_layers=1),
     "small": Scale(steps=50_000, batch_size=256, memory_layers=1),
     "base": Scale(steps=100_000, batch_size=512, memory_layers=1),
     "large": Scale(steps=100_000, batch_size=2_048, memory_layers=1),
@@ -268,7 +268,7 @@ SPEECH = TaskKind(
     load=_load,
     outline=_outline,
     sizes=tuple(SCALES),
-    quick={"batch_size": 8},
+    quick={"batch_size": 6},
     metrics=(
         Metric("cer", "%", 100.0, 1),
         Metric("wer", "%", 100.0, 1),
