@@ -2,18 +2,19 @@
 """What a diagonal of the Fisher information costs, in backward passes, and that it is the one others compute.
 
 A backward pass is what a training step spends after its forward pass. Each contender takes turns with a forward and a
-backward pass on the same model and batch; its whole time, forward included, is divided by that of the backward pass
-next to it, and the table has the median of the ratios. It is the processor's time on one thread that is compared, so
-that what else the machine does falls on neither.
+backward pass on the same model; its time per batch, its own forward pass and what it does once per call included, is
+divided by that of the backward pass next to it, and the table has the median of the ratios. It is the processor's time
+on one thread that is compared, so that what else the machine does falls on neither, or on both.
 
     python benchmarks/fisher.py                             # a minute
     python benchmarks/fisher.py --json benchmarks/results/fisher.json   # and fisher.md beside it
 
 Beside `torch.func.vmap` two libraries are compared where they are installed, for their values too:
 
-    pip install --no-deps curvlinops-for-pytorch nngeometry backpack-for-pytorch einops einconv
+    pip install --no-deps curvlinops-for-pytorch nngeometry einops einconv linear_operator
 
-without their dependencies: they ask for torchvision, which replaces a torch of another build, and do not need it here.
+without the rest of their dependencies: what they ask for includes torchvision, which replaces a torch of another build,
+and none of it is used here but SciPy, which the lab's own extra brings.
 """
 
 from __future__ import annotations
@@ -43,87 +44,94 @@ from fisheropt_lab.models.convnet import ConvNet
 from fisheropt_lab.models.palm import SIZES, Palm
 
 Diagonal = dict[str, Tensor]
-BATCHES = 4  # of a call of fisher_diag, which looks closer at the first one; its time is divided by them
+BATCHES = 8  # of a call of fisher_diag, which tests the layers on the first one; its time is divided by them
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with a batch of labelled examples."""
+    """A model with batches of labelled examples. No two are the same: what spreads would be nothing, and subnormal."""
 
     title: str
     model: nn.Module
-    inputs: Tensor
-    targets: Tensor
+    data: list[tuple[Tensor, Tensor]]
 
     def loss(self) -> Tensor:
-        outputs = self.model(self.inputs)
-        return functional.cross_entropy(outputs.flatten(0, -2), self.targets.flatten())
+        x, y = self.data[0]
+        outputs = self.model(x)
+        return functional.cross_entropy(outputs.flatten(0, -2), y.flatten())
+
+
+def images(shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(128, *shape), torch.randint(10, (128,))) for _ in range(BATCHES)]
+
+
+def text() -> list[tuple[Tensor, Tensor]]:
+    sequences = [torch.randint(256, (16, 65)) for _ in range(BATCHES)]
+    return [(s[:, :-1], s[:, 1:]) for s in sequences]
 
 
 def cases() -> list[Case]:
     torch.manual_seed(0)
     mlp = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
-    text = torch.randint(256, (16, 65))
     return [
-        Case("MLP 784-512-512-10, 128 examples", mlp, torch.randn(128, 784), torch.randint(10, (128,))),
-        Case("transformer of 1M parameters, 16 x 64 tokens", Palm(SIZES["tiny"]), text[:, :-1], text[:, 1:]),
-        Case("convnet on 8 x 8 images, 128 examples", ConvNet(), torch.randn(128, 1, 8, 8), torch.randint(10, (128,))),
+        Case("MLP 784-512-512-10, 128 examples", mlp, images((784,))),
+        Case("transformer of 1M parameters, 16 x 64 tokens", Palm(SIZES["tiny"]), text()),
+        Case("convnet on 8 x 8 images, 128 examples", ConvNet(), images((1, 8, 8))),
     ]
 
 
 # -- contenders --------------------------------------------------------------------------------------------------------
 
 
-def ours(estimator: str) -> Callable[[Case], Diagonal]:
-    def diagonal(case: Case) -> Diagonal:
-        return dict(fisher_diag(case.model, [(case.inputs, case.targets)] * BATCHES, estimator=estimator))
+def ours(estimator: str) -> Callable[[Case], Diagonal | None]:
+    def diagonal(case: Case) -> Diagonal | None:
+        if estimator == "exact" and case.data[0][1].dim() > 1:
+            return None  # positions x K passes
+        return dict(fisher_diag(case.model, case.data, estimator=estimator))
 
     return diagonal
 
 
 def by_vmap(case: Case) -> Diagonal:
-    """Per-example gradients of all parameters at once, squared and averaged."""
+    """Per-example gradients of all parameters at once, squared and averaged, of the first batch."""
     params = {name: p.detach() for name, p in case.model.named_parameters()}
 
     def loss(params: Diagonal, x: Tensor, y: Tensor) -> Tensor:
         outputs = torch.func.functional_call(case.model, params, (x.unsqueeze(0),)).squeeze(0)
         return functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), y.reshape(-1), reduction="sum")
 
-    found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(params, case.inputs, case.targets)
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(params, *case.data[0])
     return {name: g.square().mean(0) for name, g in found.items()}
 
 
-def by_vmap_often(case: Case) -> Diagonal:
-    found = [by_vmap(case) for _ in range(BATCHES)]
-    return found[-1]
-
-
-TIMED: dict[str, Callable[[Case], Diagonal]] = {
-    "fisher_diag, empirical": ours("empirical"),
-    "fisher_diag, mc (one sample)": ours("mc"),
-    "fisher_diag, batched": ours("batched"),
-    "torch.func.vmap of grad, empirical": by_vmap_often,
+TIMED: dict[str, tuple[Callable[[Case], Diagonal | None], int]] = {  # with how many batches each one takes
+    "fisher_diag, empirical": (ours("empirical"), BATCHES),
+    "fisher_diag, mc (one sample)": (ours("mc"), BATCHES),
+    "fisher_diag, batched": (ours("batched"), BATCHES),
+    "fisher_diag, exact (10 classes)": (ours("exact"), BATCHES),
+    "torch.func.vmap of grad, empirical": (by_vmap, 1),
 }
 
 
-def timed(work: Callable[[], Any]) -> float:
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.process_time()
-    work()
-    return time.process_time() - start
+    found = work()
+    return time.process_time() - start, found
 
 
-def ratio(case: Case, contender: Callable[[Case], Diagonal], rounds: int) -> tuple[float, float]:
-    """Its time over that of a backward pass, and over that of a forward and a backward pass."""
+def ratio(case: Case, contender: str, rounds: int) -> tuple[float, float] | None:
+    """Its time over that of a backward pass, and over that of a forward and a backward pass; None: it does not run."""
+    work, batches = TIMED[contender]
     found = []
     for i in range(rounds + 1):
         case.model.zero_grad()
-        start = time.process_time()
-        loss = case.loss()
-        forward = time.process_time() - start
-        backward = timed(loss.backward)
-        whole = timed(lambda: contender(case)) / BATCHES
+        forward, loss = timed(case.loss)
+        backward, _ = timed(loss.backward)
+        whole, diagonal = timed(lambda: work(case))
+        if diagonal is None:
+            return None
         if i:  # the first round warms up
-            found.append((whole / backward, whole / (forward + backward)))
+            found.append((whole / batches / backward, whole / batches / (forward + backward)))
     return median(a for a, _ in found), median(b for _, b in found)
 
 
@@ -182,7 +190,7 @@ def agreement() -> dict[str, dict[str, float]]:
                 raise AssertionError(f"{estimator}: fisher_diag and {name} differ by {worst:.1e}")
             differences[name][estimator] = worst
     for case in cases():
-        F, expected = ours("empirical")(case), by_vmap(case)
+        F, expected = fisher_diag(case.model, case.data[:1], estimator="empirical"), by_vmap(case)
         worst = max(float((F[n] - t).abs().max() / t.abs().max()) for n, t in expected.items())
         if not worst < 1e-3:  # float32
             raise AssertionError(f"{case.title}: fisher_diag and vmap differ by {worst:.1e}")
@@ -193,11 +201,12 @@ def agreement() -> dict[str, dict[str, float]]:
 # -- report ------------------------------------------------------------------------------------------------------------
 
 
-def table(results: dict[str, dict[str, tuple[float, float]]]) -> str:
+def table(results: dict[str, dict[str, tuple[float, float] | None]]) -> str:
     lines = ["| in backward passes (in forward and backward passes) | " + " | ".join(results) + " |"]
     lines.append("|---" * (len(results) + 1) + "|")
     for contender in TIMED:
-        cells = (f"{r[contender][0]:.2f} ({r[contender][1]:.2f})" for r in results.values())
+        found = [r[contender] for r in results.values()]
+        cells = ("-" if pair is None else f"{pair[0]:.2f} ({pair[1]:.2f})" for pair in found)
         lines.append(f"| {contender} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -223,15 +232,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file, and a table beside it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries compared
-        differences = agreement()
+    warnings.simplefilter("ignore")  # of the libraries compared, and of what vmap does one by one
+    differences = agreement()
     for peer, found in differences.items():
         worst = ", ".join(f"{what} {difference:.0e}" for what, difference in found.items())
         print(f"agrees with {peer}: {worst}", file=sys.stderr)
     results = {}
     for case in cases():
-        results[case.title] = {name: ratio(case, contender, options.rounds) for name, contender in TIMED.items()}
+        print(f"timing: {case.title}", file=sys.stderr)
+        results[case.title] = {name: ratio(case, name, options.rounds) for name in TIMED}
     print(table(results))
     if options.json:
         content = {"machine": machine(), "agreement": differences, "results": results}

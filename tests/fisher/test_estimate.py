@@ -9,7 +9,7 @@ from tests.fisher.zoo import CLASSES, ZOO, N, T, animal, classes, vectors
 from torch import nn
 from torch.nn import functional
 
-from fisheropt.fisher import fisher_diag
+from fisheropt.fisher import fisher_diag, per_unit, unit_squares
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-14}
 
@@ -28,6 +28,18 @@ def test_every_kind_of_model_agrees_with_its_dense_jacobians(name, estimator):
     agree(found, dense.diagonal(model, x, y, estimator=estimator))
     assert found.units == N
     assert found.dtype == torch.float64
+
+
+@pytest.mark.parametrize("few", [0, 16])
+@pytest.mark.parametrize("budget", [1, 300])
+@pytest.mark.parametrize("name", ["attention", "tied as a layer", "vectors at positions", "conv"])
+def test_however_many_units_are_taken_at_a_time(monkeypatch, name, budget, few):
+    """Gradients of one unit or of a few, whose squares are added one by one or summed together."""
+    monkeypatch.setitem(per_unit._BUDGET, "cpu", budget)
+    monkeypatch.setattr(unit_squares, "_FEW", few)
+    model, x, y = animal(name)
+    found = fisher_diag(model, [(x, y)], estimator="empirical")
+    agree(found, dense.diagonal(model, x, y, estimator="empirical"))
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -152,11 +152,13 @@ class _Sums:
             if mean is None:
                 assert new is not None
                 mean = self._mean[name] = torch.zeros_like(new)
-            if name not in self._spread:
-                self._spread[name] = torch.zeros_like(mean)
             difference = -mean if new is None else new.sub_(mean)
             mean.add_(difference, alpha=weight / self._weight)
-            self._spread[name].addcmul_(difference, difference, value=weight * (self._weight - weight) / self._weight)
+            share = weight * (self._weight - weight) / self._weight
+            if name in self._spread:
+                self._spread[name].addcmul_(difference, difference, value=share)
+            else:
+                self._spread[name] = difference.square_().mul_(share)
 
     def result(self, parameters: dict[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """F and its standard errors, zero where a parameter had no influence at all."""
@@ -172,4 +174,4 @@ class _Sums:
         if self._batches < 2:
             return complete(self._mean), None
         scale = 1 / ((self._batches - 1) * self._weight)
-        return complete(self._mean), complete({name: s.mul(scale).sqrt_() for name, s in self._spread.items()})
+        return complete(self._mean), complete({name: s.mul_(scale).sqrt_() for name, s in self._spread.items()})

@@ -85,7 +85,9 @@ class _Linear(_Base):
         return s.sum(1) if role == "bias" else s.mT @ x
 
     def squares(self, role: str, x: Tensor, s: Tensor) -> Tensor | None:
-        if role == "weight" and x.shape[1] == 1:
+        if role == "bias":
+            return s.sum(1).square_().sum(0)
+        if x.shape[1] == 1:
             return s.squeeze(1).square().mT @ x.squeeze(1).square()
         return None
 

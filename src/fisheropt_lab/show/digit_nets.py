@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fisheropt import FAdam
+from fisheropt import FAdam, fisher_from_optimizer
 from fisheropt.fisher import fisher_diag
 from fisheropt_lab.schedule import lr_scale
 from fisheropt_lab.tasks.digits.images import load_images
@@ -106,7 +106,7 @@ def fishers(model: nn.Module, data: Data, optimizer: FAdam) -> dict[str, Fisher]
         name: fisher_diag(model, batches, estimator=name, n_samples=4 if name == "mc" else 1)  # type: ignore[arg-type]
         for name in ("exact", "mc", "empirical", "batched")
     }
-    found["fadam"] = {name: optimizer.state[p]["f"] * BATCH_SIZE for name, p in model.named_parameters()}
+    found["fadam"] = fisher_from_optimizer(optimizer, model, batch_size=BATCH_SIZE)
     return found
 
 
