@@ -28,6 +28,7 @@ OPTIONS = ["--batch-size", "4", "--seq-len", "16", "--threads", "1", "--steps", 
 OPTIONS += ["--checkpoint-every", f"{EVERY}", "--backend", "eager"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ALONE = [sys.executable, __file__]
+Process = subprocess.Popen[str]
 
 
 # -- what a process runs: the command, with a fault built in ----------------------------------------------------------
@@ -83,15 +84,15 @@ class Drills:
         self.rows: list[tuple[str, str, str, bool]] = []
         (root / "text.txt").write_text(TEXT)
 
-    def start(self, launcher: list[str], out: str, *more: str, fault: str = "") -> subprocess.Popen[str]:
+    def start(self, launcher: list[str], out: str, *more: str, fault: str = "", **variables: str) -> Process:
         train = ["train", "text", "--data", str(self.root / "text.txt"), "--out", str(self.root / out)]
         command = [*launcher, "--worker", *train, *OPTIONS, *more]
-        environment = {**os.environ, "DRILL_FAULT": fault, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "DRILL_FAULT": fault, "OMP_NUM_THREADS": "1", **variables}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def run(self, launcher: list[str], out: str, *more: str, fault: str = "") -> tuple[int, str]:
+    def run(self, launcher: list[str], out: str, *more: str, fault: str = "", **variables: str) -> tuple[int, str]:
         """To its end: exit code, and everything it said."""
-        process = self.start(launcher, out, *more, fault=fault)
+        process = self.start(launcher, out, *more, fault=fault, **variables)
         said = "".join(process.communicate(timeout=300))
         return process.returncode, said
 
@@ -140,7 +141,8 @@ def drills(d: Drills) -> None:
     d.killed("FSDP2, process 0 killed before the rename", "rename@0", "fsdp2", 3, two, *fsdp2)
 
     restarting = [*TORCHRUN, "--max-restarts=1", __file__]
-    gone_on = d.run(restarting, "restart", "--parallel", "fsdp2", "--resume", fault="optimizer@1")
+    # torchrun would keep the store in which the killed processes left their addresses, and these would be called
+    gone_on = d.run(restarting, "restart", *fsdp2, "--resume", fault="optimizer@1", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     what = "FSDP2, process 1 killed before the update; torchrun --max-restarts=1 starts both again"
     d.judge(what, d.left("restart"), "restart", "going on from step-00000006", gone_on)
 

@@ -54,10 +54,6 @@ def prepare(request: TrainRequest, device: torch.device) -> tuple[TextTask, Plan
     kind = contender(request.optimizer)
     precision = known("precision", request.precision, get_args(Precision))
     parallel = _parallel(request.parallel)
-    if kind.watches and parallel == "fsdp2":
-        raise LabError(
-            f"{kind.label}'s checkpoints are written for whole layers here, not for shards; use --parallel ddp"
-        )
     if request.monitor < 0:
         raise LabError(f"--monitor must be at least 0, not {request.monitor}")
     if request.monitor and parallel == "fsdp2":

@@ -2,7 +2,8 @@
 
 Everything goes through torch.distributed.checkpoint, by the names of the parameters: each process writes its shards
 and reads those parts of the files that it needs, on however many processes. An optimizer that watches layers keeps
-factors of whole layers beside the state of parameters, and is never sharded; its own state_dict is one file more.
+factors of whole layers beside the state of parameters, for which torch's functions have no place: its own state_dict
+is one file more, made whole tensor by tensor in the memory of the first process.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from fisheropt_lab.errors import LabError
@@ -41,7 +43,8 @@ def write_state(folder: Path, model: nn.Module, optimizer: Optimizer, watches: b
     names = {".metadata", *(info.relative_path for info in index.storage_data.values())}
     if watches:
         names.add(WATCHING)
-        world.once(lambda: save_tensors(folder / WATCHING, optimizer.state_dict()))
+        whole = _whole(optimizer.state_dict(), world)
+        world.once(lambda: save_tensors(folder / WATCHING, whole))
     return names
 
 
@@ -77,6 +80,16 @@ def _state(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
     state: dict[str, Any] = {"model": get_model_state_dict(model)}
     if optimizer is not None:
         state["optimizer"] = get_optimizer_state_dict(model, optimizer)
+    return state
+
+
+def _whole(state: Any, world: World) -> Any:
+    """The state with its shards put together, on the CPU of the first process; the others keep none of them."""
+    if isinstance(state, dict):
+        return {key: _whole(value, world) for key, value in state.items()}
+    if isinstance(state, DTensor):
+        gathered = state.full_tensor()
+        return gathered.cpu() if world.first else None
     return state
 
 
