@@ -105,6 +105,24 @@ CHECKS["adafisher_fsdp2_minmax_before"] = (
     lambda _: _compared(by_fsdp, normalize="before", gammas=(0.08, 0.992)),
     (2, 4),
 )
+
+@check()
+def adafisher_fsdp2_gradient_accumulation(folder) -> float:
+    """Two micro-batches on each process, whose gradients are averaged over the processes after the second."""
+    model, reference = net(), net()
+    by_fsdp(model)
+    optimizer, alone = AdaFisher(model, **OPTIONS), AdaFisher(reference, **OPTIONS)
+    for step in range(3):
+        parts = torch.randint(7, (8, 5), generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        for i, part in enumerate(share(parts).chunk(2)):
+            model.set_requires_gradient_sync(i == 1)
+            (model(part).square().mean() / 2).backward()
+        optimizer.step()
+        train(reference, alone, range(1), lambda _, parts=parts: parts)
+    return _apart(model, reference)
+
+
 CHECKS["adafisher_hsdp"] = lambda _: _compared(by_two_replicas), (4,)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
 import torch
 import torch.distributed as dist
-from tests.distributed.models import OPTIMIZERS, batch, distance, fsdp, model, train
+from tests.distributed.models import OPTIMIZERS, batch, distance, fsdp, hybrid, model, train
 from tests.distributed.processes import CHECKS, check
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.optim import ZeroRedundancyOptimizer, _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 
-from fisheropt import FAdafactor, FAdam, step_in_backward
+from fisheropt import AdaFisher, FAdafactor, FAdam, step_in_backward
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # torch warns of its own code when it is imported
+    from torch.distributed.optim import ZeroRedundancyOptimizer, _apply_optimizer_in_backward
 
 OPTIONS = {"lr": 1e-2, "weight_decay": 0.1}
 PLAIN = partial(FAdam, **OPTIONS)
@@ -118,6 +122,36 @@ def torchs_optimizer_in_backward_under_ddp(folder) -> float:
     with mock.patch.object(torch.accelerator, "current_stream", return_value=stream):
         _batch_by_batch(DistributedDataParallel(net))
     return distance(net, _reference(PLAIN))
+
+
+# -- GradScaler -------------------------------------------------------------------------------------------------------
+
+
+def _overflow_on_one(make, shard) -> float:
+    """One number of one shard overflows. Every process leaves that step out: a step some take is waited in for ever."""
+    net, reference = model(), model()
+    shard(net)
+    optimizer, alone = make(net), make(reference)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    for step in range(4):
+        scaler.scale(net(batch(step)).square().mean()).backward()
+        reference(batch(step)).square().mean().backward()
+        if step == 1:
+            if net[0].weight.device_mesh.get_coordinate()[-1] == 0:  # and on its replicas, which have its gradients
+                net[0].weight.grad.to_local()[0, 0] = float("inf")
+        else:
+            alone.step()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        alone.zero_grad()
+    assert scaler.get_scale() == 128.0
+    return distance(net, reference)
+
+
+CHECKS["fsdp2_grad_scaler_fadam"] = lambda _: _overflow_on_one(lambda net: PLAIN(net.parameters()), fsdp), (2, 4)
+CHECKS["hsdp_grad_scaler_fadam"] = lambda _: _overflow_on_one(lambda net: PLAIN(net.parameters()), hybrid), (4,)
+CHECKS["fsdp2_grad_scaler_adafisher"] = lambda _: _overflow_on_one(partial(AdaFisher, lr=1e-4), fsdp), (2, 4)
 
 
 # -- FSDP1 ------------------------------------------------------------------------------------------------------------

@@ -1,20 +1,33 @@
-"""What each process of a test runs under torchrun: the command `fisheropt` with each of several lists of arguments.
+"""What two processes of a test run: the command `fisheropt` with each of several lists of arguments.
 
-One launch serves them all, because starting processes costs more than the training they do.
+    python -m tests.lab.train_ranks LISTS.json
+
+One launch serves all lists, and this process imports everything once and forks the two: starting processes costs more
+than the training they do. They have the environment that torchrun would give them; torchrun itself starts those of
+benchmarks/fault_drills.py.
 """
 
 import json
 import os
 import sys
+import traceback
+from datetime import timedelta
 from pathlib import Path
 
+import torch._dynamo  # the first step of an optimizer would, in each process
 import torch.distributed as dist
 
 from fisheropt_lab import cli
 
+SIZE = 2
 
-def main(lists: list[list[str]]) -> None:
-    dist.init_process_group("gloo")
+
+def rank_of(rank: int, lists: list[list[str]], meet: Path) -> None:
+    """What one process does."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": SIZE, "LOCAL_WORLD_SIZE": SIZE}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    store = f"file://{meet}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=SIZE, timeout=timedelta(seconds=60))
     for arguments in lists:
         sys.argv = ["fisheropt", *arguments]
         try:
@@ -23,8 +36,25 @@ def main(lists: list[list[str]]) -> None:
             if end.code:
                 raise
     dist.destroy_process_group()
-    os._exit(0)  # no process waits for another's interpreter to wind down
+
+
+def main(path: Path) -> int:
+    lists = json.loads(path.read_text())
+    ranks = []
+    for rank in range(SIZE):
+        if (pid := os.fork()) == 0:
+            status = 1
+            try:
+                rank_of(rank, lists, path.with_suffix(".meet"))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)  # no process waits for another's interpreter to wind down
+        ranks.append(pid)
+    return int(any([os.waitpid(pid, 0)[1] for pid in ranks]))
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    sys.exit(main(Path(sys.argv[1])))

@@ -87,7 +87,7 @@ class Capture(Generic[R, C]):
         for module, own in self._own.items():
             for p in own:
                 self._modules_of.setdefault(id(p), []).append(module)
-        self._watched: set[int] = set()  # ids of parameters with a hook
+        self._watched: dict[int, weakref.ref[Tensor]] = {}  # by id: tensors with a hook
         handles: list[RemovableHandle] = [
             # before hooks that others registered and that may exchange the output
             module.register_forward_hook(_ForwardHook(self), prepend=True, with_kwargs=True)
@@ -118,17 +118,27 @@ class Capture(Generic[R, C]):
         own = self._own[module]
         if _has_others(module, own):
             return
-        trainable = [p for p in own if p.requires_grad]
+        present = [p for p in module._parameters.values() if p is not None]
+        trainable = [(p, q) for p, q in zip(own, present, strict=True) if p.requires_grad]
         if not trainable:
             return
-        for p in trainable:
-            if id(p) not in self._watched:  # here and not in __init__: a frozen one may thaw
-                self._watched.add(id(p))
-                self._handles.append(p.register_post_accumulate_grad_hook(_accumulate_hook(self)))  # type: ignore[no-untyped-call]
+        for p, q in trainable:
+            self._watch(p, q)
         x = args[0] if args else kwargs["input"]
         with torch.no_grad():
             call: _Call[R, C] = _Call(self.receiver.remember(module, x.detach()))
         output.register_hook(_gradient_hook(self, module, call))  # type: ignore[no-untyped-call]
+
+    def _watch(self, p: Tensor, present: Tensor) -> None:
+        """Hear of gradients of ``p``: here and not in __init__, because a frozen one may thaw.
+
+        ``present``: what stands for it in the call: with FSDP2 the gathered parameter, whose gradient every backward pass
+        adds to, while that of the shard waits for the last micro-batch.
+        """
+        known = self._watched.get(id(present))
+        if known is None or known() is not present:
+            self._watched[id(present)] = weakref.ref(present)
+            self._handles.append(present.register_post_accumulate_grad_hook(_accumulate_hook(self, p)))  # type: ignore[no-untyped-call]
 
     def arrived(self, module: nn.Module, call: _Call[R, C], s: Tensor) -> None:
         """The gradient of a call has arrived."""
@@ -144,12 +154,12 @@ class Capture(Generic[R, C]):
         call.backward = torch._C._current_graph_task_id()
         self._open_calls[module].append(call)
 
-    def accumulated(self, p: Tensor) -> None:
-        """The gradient of a parameter is complete: so are those of the calls of its modules."""
+    def accumulated(self, own: int) -> None:
+        """The gradient of a parameter, given by its id, is complete: so are those of the calls of its modules."""
         if self.closed:
             return
         backward = torch._C._current_graph_task_id()
-        for module in self._modules_of[id(p)]:
+        for module in self._modules_of[own]:
             calls = self._open_calls[module]
             for call in calls:
                 if call.backward == backward and call.contribution is not None:
@@ -200,8 +210,8 @@ def _gradient_hook(capture: Capture[R, C], module: nn.Module, call: _Call[R, C])
     return partial(_arrived, weakref.ref(capture), weakref.ref(module), call)
 
 
-def _accumulate_hook(capture: Capture[Any, Any]) -> Callable[[Tensor], None]:
-    return partial(_accumulated, weakref.ref(capture))
+def _accumulate_hook(capture: Capture[Any, Any], p: Tensor) -> Callable[[Tensor], None]:
+    return partial(_accumulated, weakref.ref(capture), id(p))
 
 
 # torch.compile of a whole training step would also trace what the engine calls in the middle of its backward pass
@@ -213,7 +223,7 @@ def _arrived(owner: weakref.ref[Capture[R, C]], of: weakref.ref[nn.Module], call
 
 
 @_disable_dynamo
-def _accumulated(owner: weakref.ref[Capture[Any, Any]], p: Tensor) -> None:
+def _accumulated(owner: weakref.ref[Capture[Any, Any]], own: int, present: Tensor) -> None:
     capture = owner()
     if capture is not None:
-        capture.accumulated(p)
+        capture.accumulated(own)
