@@ -169,10 +169,10 @@ def data_parallel_groups(model: nn.Module) -> tuple[Any, ...] | None:
     Returns:
         None where they are sharded in another way: tensor parallel, over several meshes, or only some of them.
     """
-    params: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    sharded = [p for p in params if is_dtensor(p)]
+    sharded: list[Any] = [p for p in model.parameters() if is_dtensor(p) and p.requires_grad]
     if not sharded:
         return ()
+    params = [p for p in model.parameters() if p.requires_grad]
     from torch.distributed.fsdp import FSDPModule
 
     if not isinstance(model, FSDPModule):
