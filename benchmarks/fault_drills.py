@@ -142,7 +142,8 @@ def drills(d: Drills) -> None:
 
     restarting = [*TORCHRUN, "--max-restarts=1", __file__]
     # torchrun would keep the store in which the killed processes left their addresses, and these would be called
-    gone_on = d.run(restarting, "restart", *fsdp2, "--resume", fault="optimizer@1", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    new_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    gone_on = d.run(restarting, "restart", *fsdp2, "--resume", fault="optimizer@1", **new_store)
     what = "FSDP2, process 1 killed before the update; torchrun --max-restarts=1 starts both again"
     d.judge(what, d.left("restart"), "restart", "going on from step-00000006", gone_on)
 

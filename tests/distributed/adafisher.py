@@ -106,6 +106,7 @@ CHECKS["adafisher_fsdp2_minmax_before"] = (
     (2, 4),
 )
 
+
 @check()
 def adafisher_fsdp2_gradient_accumulation(folder) -> float:
     """Two micro-batches on each process, whose gradients are averaged over the processes after the second."""

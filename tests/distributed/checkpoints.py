@@ -173,7 +173,7 @@ def _large(shard: Shard, rows: int = 34) -> nn.Module:
 
 
 def _stepped(net: nn.Module, state_dtype) -> FAdam:
-    optimizer = FAdam(net.parameters(), state_dtype=state_dtype, backend="eager")  # no kernel to compile in each process
+    optimizer = FAdam(net.parameters(), state_dtype=state_dtype, backend="eager")  # or each process compiles a kernel
     for p in net.parameters():
         p.grad = torch.sin(p.detach() * 50)
     optimizer.step()

@@ -14,7 +14,7 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
-import torch._dynamo  # the first step of an optimizer would, in each process
+import torch._dynamo  # noqa: F401 (the first step of an optimizer would, in each process)
 import torch.distributed as dist
 
 from fisheropt_lab import cli
@@ -53,7 +53,8 @@ def main(path: Path) -> int:
                 sys.stderr.flush()
                 os._exit(status)  # no process waits for another's interpreter to wind down
         ranks.append(pid)
-    return int(any([os.waitpid(pid, 0)[1] for pid in ranks]))
+    ended = [os.waitpid(pid, 0)[1] for pid in ranks]
+    return int(any(ended))
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ class Capture(Generic[R, C]):
     def _watch(self, p: Tensor, present: Tensor) -> None:
         """Hear of gradients of ``p``: here and not in __init__, because a frozen one may thaw.
 
-        ``present``: what stands for it in the call: with FSDP2 the gathered parameter, whose gradient every backward pass
-        adds to, while that of the shard waits for the last micro-batch.
+        ``present``: what stands for it in the call. With FSDP2 that is the gathered parameter, to whose gradient every
+        backward pass adds, while that of the shard waits for the last micro-batch.
         """
         known = self._watched.get(id(present))
         if known is None or known() is not present:
