@@ -201,7 +201,7 @@ def test_small_state_and_bfloat16_weights_are_pulled_too():
     anchor = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1.0)
-    optimizer = FAdam(model.parameters(), state_dtype="int8")
+    optimizer = FAdam(model.parameters(), backend="eager", state_dtype="int8")
     model(torch.ones(2, 64, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
     ewc.apply_grads_(optimizer)
