@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fisheropt_lab.errors import LabError
-
 EXTRACTOR_SEED = 0
 INCEPTION_WIDTH = 2048
 
@@ -54,10 +52,7 @@ def inception_distance(weights: Path, real: Tensor, made: Tensor) -> float:
     """The same on Inception's features, FID: torch-fidelity's network, with its weights from a file on disk."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    try:
-        metric = FrechetInceptionDistance(INCEPTION_WIDTH, normalize=True, feature_extractor_weights_path=str(weights))
-    except ModuleNotFoundError:
-        raise LabError("--set inception needs torch-fidelity; pip install torch-fidelity") from None
+    metric = FrechetInceptionDistance(INCEPTION_WIDTH, normalize=True, feature_extractor_weights_path=str(weights))
     return _distance(metric, real, made)
 
 

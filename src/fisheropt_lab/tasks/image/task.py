@@ -239,6 +239,8 @@ def _setup(asked: Asked) -> Setup:
     inception = asked.set.get("inception")
     if inception is not None and not Path(inception).is_file():
         raise LabError(f"--set inception names a file with the weights of Inception; there is none at {inception}")
+    if inception is not None and find_spec("torch_fidelity") is None:
+        raise LabError("--set inception needs torch-fidelity; pip install torch-fidelity")
     settings = ImageSettings(
         size=size,
         batch_size=positive("--batch-size", asked.batch_size, SCALES[size].batch_size),
