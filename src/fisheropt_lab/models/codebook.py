@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 COMMITMENT = 0.25  # weight of the commitment loss beside the codebook loss, as in ViT-VQGAN and in VQ-VAE
-PATIENCE = 16  # steps a code may go unused
+PATIENCE = 2  # steps a code may go unused: early on latents move faster than codes can follow
 
 
 class Codebook(nn.Module):

@@ -3,7 +3,9 @@ arXiv:2110.04627) without its adversarial and its perceptual loss.
 
 A transformer turns the patches of an image into vectors, each is replaced by the nearest of V codes, and a second
 transformer paints the image from the codes. As in that paper the search is factorised (in a space of d dimensions, far
-fewer than the model's width) and on the unit sphere (latents and codes are divided by their length).
+fewer than the model's width) and on the unit sphere (latents and codes are divided by their length). One thing is not
+in that paper: before that, latents are given mean 0 and variance 1 in every dimension, over the batch. Before the
+decoder has learnt to use codes, the encoder hears little but the commitment loss, which draws latents to one point.
 
 Shape letters, used in the comment on every line:
 
@@ -136,6 +138,7 @@ class VqVae(nn.Module):
         self.patches = nn.Linear(3 * P * P, D)
         self.encoder = Transformer(config)
         self.to_code = nn.Linear(D, config.code_width)
+        self.spread = nn.BatchNorm1d(config.code_width, affine=False)
         self.codebook = Codebook(config.codes, config.code_width, seed)
         self.from_code = nn.Linear(config.code_width, D)
         self.decoder = Transformer(config)
@@ -156,7 +159,8 @@ class VqVae(nn.Module):
         """(B, 3, S, S) in [0, 1] -> unit vectors (B, T, d)"""
         patches = nn.functional.unfold(2 * images - 1, self.config.patch, stride=self.config.patch)  # (B, 3 P P, T)
         x = self.encoder(self.patches(patches.transpose(1, 2)))  # (B, T, D)
-        return nn.functional.normalize(self.to_code(x), dim=-1)  # (B, T, d)
+        z = self.spread(self.to_code(x).transpose(1, 2)).transpose(1, 2)  # (B, T, d), mean 0 and variance 1 over B T
+        return nn.functional.normalize(z, dim=-1)  # (B, T, d)
 
     def decode(self, quantised: Tensor) -> Tensor:
         """(B, T, d) -> (B, S, S, E)"""
@@ -169,11 +173,10 @@ class VqVae(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Normal weights of variance 1/fan-in, biases zero; what writes to a residual stream is scaled down by
-        sqrt(2 layers), so that its variance does not grow with depth. The last layer starts near zero: no value of a
-        pixel is preferred to another."""
+        sqrt(2 layers), so that its variance does not grow with depth."""
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear):
                 writes = name.endswith(("attention_out", "down"))
-                gain = (2 * self.config.layers) ** -0.5 if writes else 0.1 if layer is self.head else 1.0
+                gain = (2 * self.config.layers) ** -0.5 if writes else 1.0
                 nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
                 nn.init.zeros_(layer.bias)
