@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fisheropt_lab.models.vqvae import SIZES, VqVae, VqVaeConfig, waves
+from fisheropt_lab.models.vqvae import SIZES, VqVae, VqVaeConfig, Whiten, waves
 from fisheropt_lab.tasks.image.pixel_losses import CHANNELS, LOSSES
 
 SMALL = VqVaeConfig(side=8, patch=2, layers=2, width=16, heads=2, codes=7, code_width=3, pixel_width=4)
@@ -76,3 +76,20 @@ def test_shapes(model):
     assert codes.shape == (2, 16)
     assert loss.shape == ()
     assert model.head(features).shape == (2, 8, 8, 6)
+
+
+def test_latents_on_a_line_are_whitened_and_looking_takes_averages():
+    whiten = Whiten(3).double()
+    torch.manual_seed(0)
+    z = torch.randn(4, 50, 3, dtype=torch.float64) @ torch.tensor([[3.0, 1, 0], [0, 0.5, 2], [1, 0, 1]]).double() + 7
+    covariance = z.flatten(0, 1).T.cov(correction=0)
+    ridge = 0.01 * covariance.trace() / 3 * torch.eye(3, dtype=torch.float64)
+    white = whiten(z).flatten(0, 1)
+    torch.testing.assert_close(white.mean(0), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    L = torch.linalg.cholesky(covariance + ridge)
+    torch.testing.assert_close(white.T.cov(correction=0), L.inverse() @ covariance @ L.inverse().T)
+    torch.testing.assert_close(whiten.mean, 0.1 * z.mean((0, 1)))
+    torch.testing.assert_close(whiten.covariance, 0.9 * torch.eye(3, dtype=torch.float64) + 0.1 * covariance)
+    whiten.eval()
+    torch.testing.assert_close(whiten(z[:1]), whiten(z)[:1])
+    assert whiten.train()(z * torch.nan).isnan().all(), "a training that diverges is told by its loss, not by an error"

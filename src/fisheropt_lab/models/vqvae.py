@@ -4,7 +4,7 @@ arXiv:2110.04627) without its adversarial and its perceptual loss.
 A transformer turns the patches of an image into vectors, each is replaced by the nearest of V codes, and a second
 transformer paints the image from the codes. As in that paper the search is factorised (in a space of d dimensions, far
 fewer than the model's width) and on the unit sphere (latents and codes are divided by their length). One thing is not
-in that paper: before that, latents are given mean 0 and variance 1 in every dimension, over the batch. Before the
+in that paper: before that, latents are whitened over the batch (`Whiten`). Before the
 decoder has learnt to use codes, the encoder hears little but the commitment loss, which draws latents to one point.
 
 Shape letters, used in the comment on every line:
@@ -112,6 +112,36 @@ class Transformer(nn.Module):
         return out
 
 
+class Whiten(nn.Module):
+    """Mean 0, variance about 1 and no correlation over the batch: (B, T, d) -> (B, T, d). Evaluation takes averages.
+
+    Latents that all lie along one line, as they do when a model has learnt of brightness and nothing else yet, would
+    have two places on the sphere, and so no more than two codes. A hundredth of the mean variance is added to each, so
+    that no direction is drawn out by more than ten.
+    """
+
+    mean: Tensor  # (d,)
+    covariance: Tensor  # (d, d)
+
+    def __init__(self, code_width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(code_width))
+        self.register_buffer("covariance", torch.eye(code_width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)"""
+        mean, covariance = self.mean, self.covariance  # (d,), (d, d)
+        if self.training:
+            mean = z.mean((0, 1))  # (d,)
+            centred = (z - mean).flatten(0, 1)  # (B T, d)
+            covariance = centred.T @ centred / len(centred)  # (d, d)
+            self.mean.lerp_(mean.detach(), 0.1)
+            self.covariance.lerp_(covariance.detach(), 0.1)
+        ridge = 0.01 * covariance.diagonal().mean() * torch.eye(len(mean), dtype=z.dtype, device=z.device)  # (d, d)
+        L, _ = torch.linalg.cholesky_ex(covariance + ridge)  # (d, d); NaN where a training has diverged
+        return torch.linalg.solve_triangular(L, (z - mean).transpose(1, 2), upper=False).transpose(1, 2)  # (B, T, d)
+
+
 def waves(across: int, width: int) -> Tensor:
     """Sines and cosines of row and column, a quarter of the channels each: (T, D). Nothing is learned of places."""
     t = torch.arange(across)  # (S/P,)
@@ -138,7 +168,7 @@ class VqVae(nn.Module):
         self.patches = nn.Linear(3 * P * P, D)
         self.encoder = Transformer(config)
         self.to_code = nn.Linear(D, config.code_width)
-        self.spread = nn.BatchNorm1d(config.code_width, affine=False)
+        self.whiten = Whiten(config.code_width)
         self.codebook = Codebook(config.codes, config.code_width, seed)
         self.from_code = nn.Linear(config.code_width, D)
         self.decoder = Transformer(config)
@@ -159,8 +189,7 @@ class VqVae(nn.Module):
         """(B, 3, S, S) in [0, 1] -> unit vectors (B, T, d)"""
         patches = nn.functional.unfold(2 * images - 1, self.config.patch, stride=self.config.patch)  # (B, 3 P P, T)
         x = self.encoder(self.patches(patches.transpose(1, 2)))  # (B, T, D)
-        z = self.spread(self.to_code(x).transpose(1, 2)).transpose(1, 2)  # (B, T, d), mean 0 and variance 1 over B T
-        return nn.functional.normalize(z, dim=-1)  # (B, T, d)
+        return nn.functional.normalize(self.whiten(self.to_code(x)), dim=-1)  # (B, T, d)
 
     def decode(self, quantised: Tensor) -> Tensor:
         """(B, T, d) -> (B, S, S, E)"""
