@@ -176,7 +176,7 @@ def adam_many(
 ) -> None:
     """`fisheropt.baselines.adam` of many tensors, flat and contiguous; m is there for all or for none."""
     rates: dict[str, Any] = {"beta1": as_bits(betas[0]), "beta2": as_bits(betas[1])}
-    rule: dict[str, Any] = {**rates, "eps": as_bits(eps), "MOMENTUM": m[:1] != (None,)}
+    rule: dict[str, Any] = {**rates, "eps": as_bits(eps), "MOMENTUM": any(x is not None for x in m)}
     decay = {"weight_decay": as_bits(weight_decay), "DECAY": weight_decay != 0}
     for plan in plans(p, g, step, f, m):
         with plan.device():
