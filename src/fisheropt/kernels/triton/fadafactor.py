@@ -202,7 +202,8 @@ def fadafactor_many(
     rule: dict[str, Any] = {**exponent(rho), "DECAY": weight_decay != 0}
     clips = {"CLIP": clip is not None}
     bounds = {"eps": as_bits(eps), "eps2": as_bits(eps2 or 0.0)}
-    rates = {"beta1": as_bits(betas[0]), "weight_decay": as_bits(weight_decay), "MOMENTUM": any(x is not None for x in m)}
+    rates = {"beta1": as_bits(betas[0]), "weight_decay": as_bits(weight_decay)}
+    rates["MOMENTUM"] = any(x is not None for x in m)
     for plan in plans(p, g, step, R, C, m):
         of = matrices(plan)
         factored = {"table": of.table, "shares": of.shares}

@@ -276,7 +276,8 @@ def fadam_many(
     rule: dict[str, Any] = {**exponent(rho), "CLIP": clip is not None, "DECAY": weight_decay != 0}
     statistics = {"ADAPTIVE": eps2 is not None, **rule}
     bounds = {"eps": as_bits(eps), "eps2": as_bits(eps2 or 0.0), "clip": as_bits(clip or 0.0)}
-    rates = {"beta1": as_bits(betas[0]), "weight_decay": as_bits(weight_decay), "MOMENTUM": any(x is not None for x in m)}
+    rates = {"beta1": as_bits(betas[0]), "weight_decay": as_bits(weight_decay)}
+    rates["MOMENTUM"] = any(x is not None for x in m)
     for plan in plans(p, g, step, f, m):
         with plan.device():
             prepare[(plan.tensors,)](**plan.by_tensor, beta2=as_bits(betas[1]), epsilon=as_bits(eps ** (2 * rho)))
